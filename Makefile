@@ -1,0 +1,59 @@
+# `make` builds .venv and runs the pipeline on the embedded data; `make test` runs every test; `make help` lists the rest.
+PY ?= python3
+PIP_ARGS ?=
+PROFILE ?= demo
+DEVICE ?= auto
+SEEDS ?=
+EDGENES_DATA ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Notebooks run in their own folders: a relative path is made absolute.
+ifneq ($(EDGENES_DATA),)
+override EDGENES_DATA := $(if $(filter /%,$(EDGENES_DATA)),,$(CURDIR)/)$(EDGENES_DATA)
+export EDGENES_DATA
+endif
+
+.PHONY: all test report readme venv lock clean help
+
+all: $(READY) ## run the pipeline of PROFILE (demo, cpu or paper) into results/PROFILE/
+	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)')
+
+report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
+	$(BIN)/python -m edgenes report $(PROFILE)
+
+# One thread a process: the tests are small, and threads of several processes would only wait for each other.
+test: export OMP_NUM_THREADS = 1
+test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
+	$(BIN)/ruff check edgenes tests setup.py
+	$(BIN)/nbdev-test --n-workers 1 --do-print --skip-folder-re '^([_.]|experiments$$)'
+	$(BIN)/python -m pytest
+
+readme: $(READY) ## write README.md from nbs/index.ipynb, whose links are relative to nbs/
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout nbs/index.ipynb | sed 's|](\.\./|](|g' > README.md
+
+venv: $(READY) ## build .venv from the lock
+
+# setuptools comes first and from the lock, so that the build of the package itself is pinned as well.
+$(READY): requirements.lock settings.ini pyproject.toml setup.py
+	$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgenes needs Python 3.10 or newer, for instance: make PY=python3.11")'
+	test -x $(BIN)/pip || $(PY) -m venv .venv
+	$(PIP) install $(PIP_ARGS) -c requirements.lock setuptools
+	$(PIP) install $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[dev]'
+	touch $@
+
+lock: ## pin the requirements of settings.ini anew; present pins stay unless UPGRADE=--upgrade is given
+	test -x $(BIN)/uv || { $(PY) -m venv .venv && $(PIP) install $(PIP_ARGS) uv; }
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --python $(BIN)/python \
+	    --no-python-downloads --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
+
+clean: ## remove .venv, builds and caches; results/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EDGENES_DATA
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10

@@ -1,0 +1,15 @@
+"""Hands settings.ini, the one source of version and dependencies, to setuptools; pyproject.toml holds the rest."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+setup(
+    version=settings["version"],
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={"console_scripts": [settings["console_scripts"]]},
+)
