@@ -9,14 +9,15 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 # %% auto #0
-__all__ = ['EdgenesError', 'require', 'pick_device', 'derive_seed', 'stream', 'write_atomic', 'write_json', 'read_json',
-           'content_hash']
+__all__ = ['EdgenesError', 'require', 'pick_device', 'compute_seconds', 'derive_seed', 'stream', 'write_atomic', 'write_json',
+           'read_json', 'content_hash']
 
 # %% ../nbs/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
@@ -42,6 +43,13 @@ def pick_device(name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #29d2011
+def compute_seconds(device: torch.device) -> float:
+    "A clock for differences: processor seconds of this process on a CPU, wall seconds on a GPU."
+    if device.type != "cuda": return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+# %% ../nbs/00_core.ipynb #29d2014
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings
     "A 63-bit seed that depends on the key alone, on every machine."
     text = json.dumps([[type(part).__name__, str(part)] for part in key])
@@ -53,7 +61,7 @@ def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
     "A generator seeded by its key alone."
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
-# %% ../nbs/00_core.ipynb #29d2014
+# %% ../nbs/00_core.ipynb #29d2017
 def write_atomic(path: str | Path,   # where the file shall be; its folder is made
                  data: bytes | str,  # the whole content
                  ) -> Path:
@@ -73,7 +81,7 @@ def write_atomic(path: str | Path,   # where the file shall be; its folder is ma
         raise EdgenesError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written, or free space") from error
     return path
 
-# %% ../nbs/00_core.ipynb #29d2015
+# %% ../nbs/00_core.ipynb #29d2018
 def write_json(path: str | Path, content: Any) -> Path:
     "Writes JSON atomically, keys sorted; not-a-number is refused with `EdgenesError`."
     try: text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False)

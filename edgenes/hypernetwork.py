@@ -42,7 +42,8 @@ class Hypernetwork(nn.Module):
     def knots(self) -> Tensor:
         "Positions (K,) of the knots, increasing, the first 0 and the last Lambda exactly."
         ends = self.segments.new_tensor([0.0, self.max_shared])
-        inner = self.max_shared * self.segments.softmax(0).cumsum(0)[:-1]
+        lengths = 0.9 * self.segments.softmax(0) + 0.1 / len(self.segments)
+        inner = self.max_shared * lengths.cumsum(0)[:-1]
         return torch.cat([ends[:1], inner, ends[1:]])
 
     def forward(self,

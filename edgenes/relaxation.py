@@ -49,24 +49,24 @@ def gumbel_top_k(logits: Tensor,      # (..., n)
 
 # %% ../nbs/05_relaxation.ipynb #d2ec012
 def smoothed_shared_edges(optimum: Genotype,    # alpha*
-                          vector: Tensor,       # (size,) structure vector
+                          vector: Tensor,       # (..., size) structure vectors
                           temperature: float,   # t of the Gumbel-softmax
                           generator: torch.Generator | None = None,  # source of the Gumbel noise; None: no noise
                           smoothing: float = 0.99,  # tau: weight of the optimum's own operation
-                          ) -> Tensor:          # scalar between 0 and Lambda
+                          ) -> Tensor:          # (...), between 0 and Lambda
     "Differentiable number of edges shared with `optimum`; at t -> 0 and tau = 1 the number that the discrete architecture shares."
     space = optimum.space
     alpha, beta = space.unflatten(vector)
     operations = gumbel_top_k(alpha, temperature, 1, generator)
-    edges = torch.cat([gumbel_top_k(beta[:, entering], temperature, space.inputs_per_node, generator)
+    edges = torch.cat([gumbel_top_k(beta[..., entering], temperature, space.inputs_per_node, generator)
                        for entering in space.node_slices], -1)
     spread = (1 - smoothing) / max(len(space.operations) - 1, 1)
-    target = torch.zeros_like(alpha)
+    target = torch.zeros_like(alpha[(0,) * (alpha.ndim - 3)])
     for edge in optimum.edges:
         cell, row = space.cell_types.index(edge.cell), space.edges.index((edge.node, edge.source))
         target[cell, row] = spread
         target[cell, row, space.operations.index(edge.operation)] = smoothing
-    return ((target * operations).sum(-1) * edges).sum()
+    return ((target * operations).sum(-1) * edges).sum((-2, -1))
 
 # %% ../nbs/05_relaxation.ipynb #d2ec018
 def anneal(start: float,  # value in the first epoch

@@ -1,0 +1,135 @@
+"""Bad input to edgenes.data: each is one clear line that names the place and the remedy."""
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from edgenes.core import EdgenesError, stream
+from edgenes.data import Augment, Split, augment, batches, load_data
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {"class_names": np.array(["a", "b"]), "train_images": rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8), "train_labels": np.arange(40) % 2,
+            "test_images": rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), "test_labels": np.arange(10) % 2}
+
+
+@pytest.fixture
+def tree(tmp_path, arrays):
+    for part in ("train", "test"):
+        for i, (pixels, label) in enumerate(zip(arrays[f"{part}_images"], arrays[f"{part}_labels"])):
+            place = tmp_path / "tree" / part / "ab"[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{i:02}.png")
+    return tmp_path / "tree"
+
+
+def refused(match, *args, **kwargs):
+    with pytest.raises(EdgenesError, match=match) as caught: load_data(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"train_images": np.zeros((40, 4, 4, 3), np.int64)}, "images are int64, not uint8"),
+    ({"train_images": np.zeros((40, 4), np.uint8)}, "images have shape"),
+    ({"train_images": np.zeros((0, 4, 4, 3), np.uint8), "train_labels": np.zeros(0, int)}, "images have shape"),
+    ({"train_images": np.zeros((40, 3, 4, 4), np.uint8)}, "3 x 4 pixels .N x H x W x C is read"),
+    ({"test_images": np.zeros((10, 4, 5, 3), np.uint8)}, "test of .*4 x 5 pixels"),
+    ({"test_images": np.zeros((10, 4, 4), np.uint8)}, "train and test differ in channels or size"),
+    ({"train_labels": np.arange(40) % 2 - 1}, "labels run from -1 to 0"),
+    ({"train_labels": np.arange(40) / 40}, "labels are float64"),
+    ({"train_labels": np.zeros((40, 1), int)}, "labels are int64 of shape"),
+    ({"train_labels": np.zeros(40, int)}, "class .1. has no image"),
+    ({"train_labels": np.array([1] + [0] * 39)}, "the smallest, class 1, has 1"),
+    ({"class_names": np.array(["a", "a"])}, "two or more different strings"),
+    ({"class_names": np.array(["a"])}, "two or more different strings"),
+    ({"class_names": np.array([1, 2])}, "two or more different strings"),
+    ({"train_labels": np.array([{}] * 40, dtype=object)}, "not pickled objects"),
+    ({"class_names": None, "test_images": None}, "lacks the arrays class_names, test_images"),
+])
+def test_npz_arrays(tmp_path, arrays, change, match):
+    np.savez(tmp_path / "bad.npz", **{k: v for k, v in (arrays | change).items() if v is not None})
+    refused(match, tmp_path / "bad.npz")
+
+
+def test_npz_file(tmp_path, arrays):
+    path = tmp_path / "x.npz"
+    np.savez(path, **arrays)
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole[:len(whole) // 2], whole[:300] + bytes(200) + whole[500:]):
+        path.write_bytes(content)
+        refused("cannot read .*x.npz as an .npz file", path)
+    np.save(tmp_path / "plain.npy", arrays["train_images"])
+    (tmp_path / "plain.npy").rename(path)
+    refused("cannot read .*x.npz", path)
+    (tmp_path / "notes.txt").write_text("")
+    refused("is not an .npz file", tmp_path / "notes.txt")
+
+
+def test_grey_and_folder_holding_npz(tmp_path, arrays):
+    grey = arrays | {f"{part}_images": arrays[f"{part}_images"][..., 0] for part in ("train", "test")}
+    np.savez(tmp_path / "grey.npz", **grey)
+    assert load_data(tmp_path).channels == 1
+    np.savez(tmp_path / "second.npz", **arrays)
+    refused("holds 2 .npz files", tmp_path)
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    assert load_data("cifar100", folder=tmp_path).channels == 3
+
+
+def test_tree_pictures(tree):
+    good = (tree / "train" / "a" / "00.png").read_bytes()
+    bad = tree / "train" / "b" / "zz.png"
+    for mode, size, match in (("RGB", (6, 4), r"zz.png is RGB \(4, 6\)"), ("L", (4, 4), "zz.png is L"), ("RGBA", (4, 4), "mode RGBA"), ("I;16", (4, 4), "mode I;16")):
+        Image.new(mode, size).save(bad)
+        refused(match, tree)
+    for content in (b"", good[:40]):
+        bad.write_bytes(content)
+        refused("cannot read the picture .*zz.png", tree)
+    bad.unlink()
+    assert len(load_data(tree).test) == 10
+    (tree / "test" / "c").mkdir()
+    refused("class c is not in both train and test", tree)
+    (tree / "train" / "c").mkdir()
+    refused("holds no picture", tree)
+
+
+def test_empty_folder(tmp_path): refused("holds no data", tmp_path)
+
+
+def test_cifar_without_network(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs): raise OSError("no network")
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", no_network)
+    refused("holds no sound copy of CIFAR-100, and it cannot be downloaded", "cifar100", folder=tmp_path)
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "train").write_bytes(b"not the checksum of the original")
+    refused("no sound copy", "cifar100", folder=tmp_path)
+
+
+@pytest.mark.parametrize(("settings", "match"), [
+    ({"val_images": 0}, "val_images must be"), ({"val_images": 2.5}, "val_images must be"), ({"train_images": True}, "train_images must be"),
+    ({"val_images": 2000}, "more than the"), ({"val_images": 1438}, "leave none"), ({"test_images": 5}, "10 classes on both sides"),
+    ({"downscale": 0}, "downscale must be"), ({"downscale": 3}, "multiples of 6"), ({"downscale": 8}, "multiples of 16"), ({"seed": -1}, "seed must be"),
+])
+def test_settings(settings, match): refused(match, "digits", **settings)
+
+
+def test_constant_channel_and_empty_split(tmp_path, arrays):
+    arrays["train_images"][..., 1] = 7
+    np.savez(tmp_path / "x.npz", **arrays)
+    data = load_data(tmp_path / "x.npz")
+    assert torch.isfinite(data.normalise(data.test.images)).all()
+    with pytest.raises(EdgenesError, match="the split is empty"): next(batches(data.train.take([]), data, 4, stream(0)))
+    with pytest.raises(EdgenesError, match="3 images need as many"): Split(data.train.images[:3], data.train.labels[:2])
+
+
+def test_normalise_and_flip_by_definition():
+    data = load_data("digits", downscale=2)
+    images = data.val.images
+    expected = (images / 255 - data.mean[:, None, None]) / data.std[:, None, None]
+    torch.testing.assert_close(data.normalise(images), expected, atol=1e-5, rtol=1e-5)
+    assert images.dtype == torch.uint8 and data.shape == (4, 4)
+    out = augment(expected, Augment(flip=True), stream(0))
+    flipped = (out != expected).flatten(1).any(1)
+    assert 0.4 < flipped.float().mean() < 0.6 and torch.equal(out[flipped], expected[flipped].flip(3))
