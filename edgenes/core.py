@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def compute_seconds(device: torch.device) -> float:
 # %% ../nbs/00_core.ipynb #29d2014
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings
     "A 63-bit seed that depends on the key alone, on every machine."
-    text = json.dumps([[type(part).__name__, str(part)] for part in key])
+    parts = [int(part) if isinstance(part, Integral) else str(part) for part in key]  # numpy's whole numbers count as Python's
+    text = json.dumps([[type(part).__name__, str(part)] for part in parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
@@ -76,8 +78,9 @@ def write_atomic(path: str | Path,   # where the file shall be; its folder is ma
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None: temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError): raise
         raise EdgenesError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written, or free space") from error
     return path
 
