@@ -30,8 +30,9 @@ from .retraining import RetrainSettings, predict, retrain
 from .search import SearchSettings, search
 
 # %% auto #0
-__all__ = ['PROFILES', 'SYSTEMS', 'Member', 'Profile', 'get_profile', 'Shop', 'open_shop', 'project_root', 'drawn_lambdas',
-           'pool', 'Task', 'optimum_of', 'hypernetwork_of', 'run_task', 'ready', 'weight', 'expected', 'run']
+__all__ = ['PROFILES', 'KINDS', 'SYSTEMS', 'Member', 'Profile', 'get_profile', 'Shop', 'open_shop', 'project_root',
+           'drawn_lambdas', 'pool', 'Task', 'optimum_of', 'hypernetwork_of', 'run_task', 'ready', 'weight', 'expected',
+           'run']
 
 # %% ../nbs/14_pipeline.ipynb #47d9005
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def project_root() -> Path:
     return Path.cwd()
 
 # %% ../nbs/14_pipeline.ipynb #47d9011
+KINDS = ("darts", "hypernetwork", "retraining", "system")
 SYSTEMS = ("DARTS", "Random", "DartsEns", "DeepEns", "Random-NES", "RandomD-NES", "EdgeNES")
 Member = tuple[Genotype, int]  # a genotype, and the seed of its retraining
 
@@ -303,6 +305,7 @@ def run(shop: Shop,
         systems: tuple[str, ...] = SYSTEMS,
         workers: int | None = None,            # processes; default: one a core, or 1 on a GPU
         progress: bool = True,                 # a bar on stderr
+        kinds: tuple[str, ...] = KINDS,        # kinds of task to run
         ) -> None:
     "Runs all that is missing for these seeds. What is finished is on disk, whenever it stops."
     images, p = len(shop.data.train), shop.profile
@@ -310,7 +313,7 @@ def run(shop: Shop,
     workers = workers or (1 if cuda else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     bar = tqdm(total=round(expected(p, systems, images) * len(seeds), 1), disable=not progress, desc=p.name, mininterval=2,
                bar_format="{desc}: {percentage:3.0f}% [{elapsed} gone, about {remaining} left] {postfix}")
-    missing = lambda: [task for seed in seeds for task in ready(shop, seed, systems)[0]]
+    missing = lambda: [task for seed in seeds for task in ready(shop, seed, systems)[0] if task.kind in kinds]
     with bar:
         step = _run_here if workers == 1 else _run_parallel
         step(shop, missing, workers, lambda task: (bar.set_postfix_str(f"{task.kind} {task.system} done"), bar.update(weight(task, p, images))))
