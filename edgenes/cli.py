@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,16 +25,16 @@ app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled divers
                   pretty_exceptions_enable=False, rich_markup_mode=None)
 
 ProfileName = Annotated[str, typer.Argument(help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), paper (one GPU), or smoke (a test)")]
-Results = Annotated[Optional[Path], typer.Option(help="results folder; default: results/PROFILE")]
+Results = Annotated[Path | None, typer.Option(help="results folder; default: results/PROFILE")]
 
 @app.command(epilog="Example: edgenes run cpu --data cifar100.npz --seeds 3")
 def run(profile: ProfileName = "demo",
-        seeds: Annotated[Optional[str], typer.Option(help="how many seeds (3), or which (0,4,5); default: the profile's")] = None,
-        data: Annotated[Optional[Path], typer.Option(help=".npz, image folder or CIFAR-100 folder; default: $EDGENES_DATA")] = None,
+        seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,4,5); default: the profile's")] = None,
+        data: Annotated[Path | None, typer.Option(help=".npz, image folder or CIFAR-100 folder; default: $EDGENES_DATA")] = None,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-        workers: Annotated[Optional[int], typer.Option(min=1, help="processes; default: one a core, 1 on a GPU")] = None,
+        workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core, 1 on a GPU")] = None,
         results: Results = None,
-        set_: Annotated[Optional[list[str]], typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
+        set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
         notebooks: Annotated[bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")] = True,
         ) -> None:
     "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
@@ -78,6 +78,7 @@ def execute_notebooks(profile: str, folder: Path, device: str) -> None:
 
 def main() -> None:
     "Entry point: errors of the user end in one line and exit code 2."
+    if len(sys.argv) == 1: sys.argv.append("--help")
     try: sys.exit(app(standalone_mode=False) or 0)
     except EdgenesError as error: message = str(error)
     except (KeyboardInterrupt, typer.Abort): message = "stopped; start again to go on from here"

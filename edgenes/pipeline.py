@@ -114,6 +114,7 @@ def _load(p: Profile, folder: str | None, device: str) -> Data:
     sizes = {"train_images": p.train_images, "val_images": p.val_images, "test_images": p.test_images}
     return load_data(p.source, folder, downscale=p.downscale, device=device, **{k: v for k, v in sizes.items() if v is not None})
 
+# %% ../nbs/14_pipeline.ipynb #47d9010
 def open_shop(profile: Profile,
               results: str | Path | None = None,      # default: results/<profile> of the project or the current folder
               data_folder: str | Path | None = None,  # default: the environment's EDGENES_DATA
@@ -141,7 +142,7 @@ def project_root() -> Path:
         if (folder / "settings.ini").exists() and (folder / "nbs").is_dir(): return folder
     return Path.cwd()
 
-# %% ../nbs/14_pipeline.ipynb #47d9011
+# %% ../nbs/14_pipeline.ipynb #47d9012
 KINDS = ("darts", "hypernetwork", "retraining", "system")
 SYSTEMS = ("DARTS", "Random", "DartsEns", "DeepEns", "Random-NES", "RandomD-NES", "EdgeNES")
 Member = tuple[Genotype, int]  # a genotype, and the seed of its retraining
@@ -169,7 +170,7 @@ def pool(system: str,
     else: found = [Genotype.random(space, 1000 * seed + j) for j in range(1 if system == "Random" else len(lams))]
     return [(g, 1000 * seed + j) for j, g in enumerate(found)]
 
-# %% ../nbs/14_pipeline.ipynb #47d9013
+# %% ../nbs/14_pipeline.ipynb #47d9014
 @dataclass(frozen=True)
 class Task:
     "One run: `kind` is darts, hypernetwork, retraining or system."
@@ -196,6 +197,7 @@ class Task:
         if found and self.kind == "retraining" and load_predictions(shop.records, shop.records.key(self.inputs(shop))) is None: return None
         return found
 
+# %% ../nbs/14_pipeline.ipynb #47d9015
 def optimum_of(record: dict[str, Any], space: SearchSpace) -> Genotype:
     "The genotype of a darts record."
     return Genotype(space, tuple(Edge(*edge) for edge in record["results"]["genotype"]))
@@ -206,7 +208,7 @@ def hypernetwork_of(record: dict[str, Any], space: SearchSpace, knots: int) -> H
     h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
     return h
 
-# %% ../nbs/14_pipeline.ipynb #47d9014
+# %% ../nbs/14_pipeline.ipynb #47d9016
 def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record."
     found = task.done(shop)
@@ -237,7 +239,7 @@ def _run_retraining(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple
     seconds = {"retraining": sum(entry["seconds"] for entry in log), "prediction": compute_seconds(shop.data.train.images.device) - start}
     return {"val": metrics, "log": log, "weights": sum(w.numel() for w in net.parameters())}, seconds
 
-# %% ../nbs/14_pipeline.ipynb #47d9016
+# %% ../nbs/14_pipeline.ipynb #47d9018
 def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     runs = [Task("retraining", seed, genotype=g) for g, seed in task.members]
     records = [run.done(shop) for run in runs]
@@ -255,7 +257,7 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
                "test": ensemble_metrics(test[list(chosen)], shop.data.test.labels.cpu().numpy())}
     return results, seconds | {"total": sum(seconds.values())}
 
-# %% ../nbs/14_pipeline.ipynb #47d9018
+# %% ../nbs/14_pipeline.ipynb #47d9020
 def ready(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> tuple[list[Task], int]:
     "(tasks of a seed that can be run now, number of tasks that still wait for others)."
     p, space = shop.profile, shop.profile.space
@@ -285,7 +287,7 @@ def ready(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> tuple[li
             if t not in seen: seen.add(t); todo.append(t)
     return todo, waiting
 
-# %% ../nbs/14_pipeline.ipynb #47d9020
+# %% ../nbs/14_pipeline.ipynb #47d9022
 def weight(task: Task, p: Profile, images: int) -> float:
     "Rough cost of a task, in thousands of pictures; a picture in a search costs about ten in a retraining."
     s = p.hyper if task.kind == "hypernetwork" else p.darts

