@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'edgenes.data.read_torchvision': ('data.html#read_torchvision', 'edgenes/data.py')},
             'edgenes.ensembles': { 'edgenes.ensembles.Selection': ('ensembles.html#selection', 'edgenes/ensembles.py'),
                                    'edgenes.ensembles._cost': ('ensembles.html#_cost', 'edgenes/ensembles.py'),
+                                   'edgenes.ensembles._exact': ('ensembles.html#_exact', 'edgenes/ensembles.py'),
                                    'edgenes.ensembles._exhaustive': ('ensembles.html#_exhaustive', 'edgenes/ensembles.py'),
                                    'edgenes.ensembles._greedy': ('ensembles.html#_greedy', 'edgenes/ensembles.py'),
                                    'edgenes.ensembles.average': ('ensembles.html#average', 'edgenes/ensembles.py'),

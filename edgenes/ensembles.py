@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core import require
+from .core import EdgenesError, require
 
 # %% auto #0
 __all__ = ['check_probs', 'average', 'Selection', 'select']
@@ -20,11 +21,15 @@ __all__ = ['check_probs', 'average', 'Selection', 'select']
 # %% ../nbs/09_ensembles.ipynb #38b7004
 def check_probs(probs: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
     "`probs` as float32 (M, N, K) and labels as int64 (N,); `EdgenesError` where shapes or values do not fit."
-    p = torch.as_tensor(probs).float()
+    try: p, y = torch.as_tensor(probs).detach().cpu().float(), None if labels is None else torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EdgenesError(f"probabilities and labels must be arrays of numbers ({error}): give (members, images, classes) and (images,)") from error
     require(p.ndim == 3 and min(p.shape) > 0, f"probabilities have shape {tuple(p.shape)}: give (members, images, classes)")
     require(bool(((p >= 0) & (p <= 1.001)).all()) and bool(((p.sum(2) - 1).abs() < 0.02).all()),
             "probabilities must lie between 0 and 1 and sum to 1 over the classes: pass softmax outputs, not logits")
-    y = torch.zeros(p.shape[1], dtype=torch.long) if labels is None else torch.as_tensor(labels).long()
+    y = torch.zeros(p.shape[1], dtype=torch.long) if y is None else y
+    require(not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool), f"labels are {y.dtype}: give whole numbers")
+    y = y.long()
     require(y.shape == p.shape[1:2], f"{tuple(y.shape)} labels for {p.shape[1]} images: give one label an image")
     require(bool(((y >= 0) & (y < p.shape[2])).all()), f"labels must lie between 0 and {p.shape[2] - 1}")
     return p, y
@@ -35,10 +40,14 @@ def average(probs: Any,  # (M, N, K) softmax outputs of the members
     return check_probs(probs)[0].mean(0)
 
 # %% ../nbs/09_ensembles.ipynb #38b7007
+def _exact(p: Tensor) -> Tensor:
+    "float64 multiples of 2^-45: their sums do not depend on the order."
+    return p.double().mul_(2.0**45).round_().mul_(2.0**-45)
+
 def _cost(total: Tensor, size: int, labels: Tensor, criterion: str) -> float:
-    "NLL, or minus accuracy, of a sum of `size` members: (N, 1) true-class probabilities for nll, (N, K) for accuracy."
+    "NLL, or minus the number of right answers, of a sum of `size` members: (N, 1) true-class probabilities, or (N, K)."
     if criterion == "nll": return -(total[:, 0] / size).clamp_min(torch.finfo(torch.float32).eps).log().mean().item()
-    return -100.0 * (total.argmax(1) == labels).float().mean().item()
+    return -float((total.numpy().argmax(1) == labels.numpy()).sum())  # several times faster than the argmax of torch on a CPU
 
 @dataclass(frozen=True)
 class Selection:
@@ -71,14 +80,14 @@ def _greedy(p: Tensor, y: Tensor, n: int, criterion: str, width: int, repeat: bo
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     evaluated = 0
     for size in range(1, n + 1):
-        found = set()
+        found: dict[tuple[int, ...], float] = {}
         for _, chosen in beams:
             total = p[list(chosen)].sum(0)
             for i in range(len(p)):
-                if repeat or i not in chosen:
-                    found.add((_cost(total + p[i], size, y, criterion), tuple(sorted((*chosen, i)))))
-                    evaluated += 1
-        beams = sorted(found)[:width]
+                key = tuple(sorted((*chosen, i)))
+                if (repeat or i not in chosen) and key not in found: found[key] = _cost(total + p[i], size, y, criterion)
+        evaluated += len(found)
+        beams = sorted((cost, key) for key, cost in found.items())[:width]
     return *beams[0], evaluated
 
 # %% ../nbs/09_ensembles.ipynb #38b7010
@@ -93,9 +102,17 @@ def select(probs: Any,                # (M, N, K) softmax outputs of the candida
     p, y = check_probs(probs, labels)
     require(rule in ("exhaustive", "forward", "beam"), f"unknown rule {rule!r}: use exhaustive, forward or beam")
     require(criterion in ("nll", "accuracy"), f"unknown criterion {criterion!r}: use nll or accuracy")
-    require(n >= 1, f"an ensemble of {n}: give at least 1 member")
+    for name, value in (("n", n), ("beam_width", beam_width)):
+        require(isinstance(value, Integral) and value >= 1, f"{name} is {value!r}: give a whole number of at least 1")
     require(n <= len(p) or rule == "forward", f"an ensemble of {n} out of {len(p)} candidates: lower n, or add candidates")
-    if criterion == "nll": p = p[:, torch.arange(len(y)), y].unsqueeze(2)
+    images, settled = len(y), 0
+    if criterion == "nll": p = p[:, torch.arange(images), y].unsqueeze(2)
+    else:
+        said = torch.from_numpy(p.numpy().argmax(2))
+        contested = (said != said[0]).any(0)
+        settled = int((said[0] == y)[~contested].sum())
+        p, y = p[:, contested], y[contested]
+    p = _exact(p)
     cost, members, evaluated = _exhaustive(p, y, n, criterion) if rule == "exhaustive" else \
         _greedy(p, y, n, criterion, 1 if rule == "forward" else beam_width, rule == "forward")
-    return Selection(members, cost if criterion == "nll" else -cost, criterion, rule, evaluated)
+    return Selection(members, cost if criterion == "nll" else 100 * (settled - cost) / images, criterion, rule, evaluated)
