@@ -159,7 +159,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'edgenes.pipeline._run_search': ('pipeline.html#_run_search', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline._run_system': ('pipeline.html#_run_system', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.drawn_lambdas': ('pipeline.html#drawn_lambdas', 'edgenes/pipeline.py'),
-                                  'edgenes.pipeline.expected': ('pipeline.html#expected', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.get_profile': ('pipeline.html#get_profile', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.hypernetwork_of': ('pipeline.html#hypernetwork_of', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.open_shop': ('pipeline.html#open_shop', 'edgenes/pipeline.py'),

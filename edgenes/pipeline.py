@@ -31,8 +31,7 @@ from .search import SearchSettings, search
 
 # %% auto #0
 __all__ = ['PROFILES', 'KINDS', 'SYSTEMS', 'Member', 'Profile', 'get_profile', 'Shop', 'open_shop', 'project_root',
-           'drawn_lambdas', 'pool', 'Task', 'optimum_of', 'hypernetwork_of', 'run_task', 'ready', 'weight', 'expected',
-           'run']
+           'drawn_lambdas', 'pool', 'Task', 'optimum_of', 'hypernetwork_of', 'run_task', 'weight', 'ready', 'run']
 
 # %% ../nbs/14_pipeline.ipynb #47d9005
 @dataclass(frozen=True)
@@ -258,9 +257,16 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
     return results, seconds | {"total": sum(seconds.values())}
 
 # %% ../nbs/14_pipeline.ipynb #47d9020
-def ready(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> tuple[list[Task], int]:
-    "(tasks of a seed that can be run now, number of tasks that still wait for others)."
-    p, space = shop.profile, shop.profile.space
+def weight(task: Task, p: Profile, images: int) -> float:
+    "Rough cost of a task, in thousands of pictures; a picture in a search costs about ten in a retraining."
+    s = p.hyper if task.kind == "hypernetwork" else p.darts
+    if task.kind in ("darts", "hypernetwork"): return s.epochs * min(s.images or images, images) * 10 / 1000
+    return p.retrain.epochs * images / 1000 if task.kind == "retraining" else 0.1
+
+# %% ../nbs/14_pipeline.ipynb #47d9021
+def ready(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> tuple[list[Task], float]:
+    "(tasks of a seed that can be run now, rough cost of those that wait for others)."
+    p, space, images = shop.profile, shop.profile.space, len(shop.data.train)
     runs = p.members if "DartsEns" in systems else 1
     searches = [Task("darts", seed, index) for index in range(runs)] if set(systems) - {"Random", "Random-NES"} else []
     records = [task.done(shop) for task in searches]
@@ -273,35 +279,24 @@ def ready(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> tuple[li
         if hyper is None: todo.append(task)
         else: h = hypernetwork_of(hyper, space, p.hyper.knots)
     cost = {"DartsEns": runs, "DARTS": 1, "DeepEns": 1, "RandomD-NES": 1, "EdgeNES": 1}
-    waiting, seen = 0, set(todo)
+    waiting = weight(Task("hypernetwork"), p, images) if "EdgeNES" in systems and not optima[0] else 0.0
+    seen = set(todo)
     for system in systems:
-        if (system == "EdgeNES" and h is None) or any(o is None for o in optima[:cost.get(system, 0)]): waiting += 1; continue
+        if (system == "EdgeNES" and h is None) or any(o is None for o in optima[:cost.get(system, 0)]):
+            size = {"DARTS": 1, "DartsEns": p.members, "DeepEns": p.members}.get(system, p.candidates)
+            waiting += size * weight(Task("retraining"), p, images)
+            continue
         members = pool(system, p, seed, optima, h)  # type: ignore[arg-type]
         retrainings = [Task("retraining", s, genotype=g) for g, s in members]
         missing = [t for t in dict.fromkeys(retrainings) if t.done(shop) is None]
         seconds = sum(r["seconds"]["search"] for r in records[:cost.get(system, 0)] if r) + (hyper["seconds"]["search"] if system == "EdgeNES" and hyper else 0)
         task = Task("system", seed, system=system, members=tuple(members), search_seconds=seconds)
         if task.done(shop) is not None: continue
-        if missing: waiting += 1
         for t in missing or [task]:
             if t not in seen: seen.add(t); todo.append(t)
     return todo, waiting
 
-# %% ../nbs/14_pipeline.ipynb #47d9022
-def weight(task: Task, p: Profile, images: int) -> float:
-    "Rough cost of a task, in thousands of pictures; a picture in a search costs about ten in a retraining."
-    s = p.hyper if task.kind == "hypernetwork" else p.darts
-    if task.kind in ("darts", "hypernetwork"): return s.epochs * min(s.images or images, images) * 10 / 1000
-    return p.retrain.epochs * images / 1000 if task.kind == "retraining" else 0.1
-
-def expected(p: Profile, systems: tuple[str, ...], images: int) -> float:
-    "Rough cost of one seed."
-    sizes = {"DARTS": 1, "Random": 0, "DartsEns": p.members - 1, "DeepEns": p.members - 1}
-    members = sum(sizes.get(s, p.candidates) for s in systems)
-    searches = p.members if "DartsEns" in systems else 1
-    return (members * weight(Task("retraining"), p, images) + searches * weight(Task("darts"), p, images)
-            + ("EdgeNES" in systems) * weight(Task("hypernetwork"), p, images))
-
+# %% ../nbs/14_pipeline.ipynb #47d9023
 def run(shop: Shop,
         seeds: list[int],                      # seeds to finish
         systems: tuple[str, ...] = SYSTEMS,
@@ -313,12 +308,20 @@ def run(shop: Shop,
     images, p = len(shop.data.train), shop.profile
     cuda = pick_device(shop.device).type == "cuda"
     workers = workers or (1 if cuda else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    bar = tqdm(total=round(expected(p, systems, images) * len(seeds), 1), disable=not progress, desc=p.name, mininterval=2,
-               bar_format="{desc}: {percentage:3.0f}% [{elapsed} gone, about {remaining} left] {postfix}")
-    missing = lambda: [task for seed in seeds for task in ready(shop, seed, systems)[0] if task.kind in kinds]
-    with bar:
-        step = _run_here if workers == 1 else _run_parallel
-        step(shop, missing, workers, lambda task: (bar.set_postfix_str(f"{task.kind} {task.system} done"), bar.update(weight(task, p, images))))
+    bar = tqdm(total=1.0, disable=not progress, desc=p.name, mininterval=2, smoothing=0.05,
+               bar_format="{desc}: {percentage:3.0f}% [{elapsed} gone, about {remaining} left]{postfix}")
+
+    def missing() -> list[Task]:
+        lists, waiting = zip(*(ready(shop, seed, systems) for seed in seeds))
+        todo = [task for tasks in lists for task in tasks if task.kind in kinds]
+        bar.total = max(bar.n + sum(weight(task, p, images) for task in todo) + sum(waiting), 0.1)
+        return todo
+
+    def finished(task: Task) -> None:
+        bar.set_postfix_str(f"{task.kind} {task.system}".strip() + " done", refresh=False)
+        bar.update(weight(task, p, images))
+
+    with bar: (_run_here if workers == 1 else _run_parallel)(shop, missing, workers, finished)
 
 def _run_here(shop: Shop, missing: Callable[[], list[Task]], workers: int, finished: Callable[[Task], Any]) -> None:
     while todo := missing():
