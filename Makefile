@@ -34,7 +34,7 @@ test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/python -m pytest
 
 readme: $(READY) ## write README.md from nbs/index.ipynb, whose links are relative to nbs/
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout nbs/index.ipynb | sed 's|](\.\./|](|g' > README.md
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed 's|](\.\./|](|g' > README.md
 
 venv: $(READY) ## build .venv from the lock
 

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from .core import require
+from .core import EdgenesError, require
 
 # %% auto #0
 __all__ = ['finite', 'summary', 'paired_tests', 'tost', 'smallest_difference', 'auc', 'calibration_error', 'spearman']
@@ -22,10 +22,15 @@ __all__ = ['finite', 'summary', 'paired_tests', 'tost', 'smallest_difference', '
 # %% ../nbs/11_statistics.ipynb #e94d005
 def finite(values: Any, name: str = "values") -> np.ndarray:
     "A non-empty 1-D float array; `EdgenesError` for anything else, or for values that are not finite."
-    array = np.asarray(values, dtype=float)
+    try: array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error: raise EdgenesError(f"{name} are not numbers ({error}): give a list of numbers") from error
     require(array.ndim == 1 and array.size > 0, f"{name} has shape {array.shape}: give a list of numbers, not empty")
     require(np.isfinite(array).all(), f"{name} holds a value that is not finite: leave no run without its number")
     return array
+
+def _flat(x: np.ndarray) -> bool:
+    "Whether all values are one, up to the rounding of floats: no deviation to divide by."
+    return bool(np.ptp(x) <= 1e-12 * np.abs(x).max())
 
 def summary(values: Any,  # (n,) one value a run
             ) -> dict[str, float]:
@@ -34,7 +39,7 @@ def summary(values: Any,  # (n,) one value a run
     found = {"n": x.size, "mean": float(x.mean()), "sd": float("nan"), "ci_low": float("nan"), "ci_high": float("nan")}
     if x.size == 1: return found
     found["sd"] = float(x.std(ddof=1))
-    if np.ptp(x) == 0: return found | {"ci_low": found["mean"], "ci_high": found["mean"]}
+    if _flat(x): return found | {"sd": 0.0, "ci_low": found["mean"], "ci_high": found["mean"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns where few values make the correction degenerate; it then gives nan
         interval = stats.bootstrap((x,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
@@ -46,19 +51,20 @@ def summary(values: Any,  # (n,) one value a run
 def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
                  reference: str,       # the column that all others are compared with
                  ) -> pd.DataFrame:    # one row a system
-    "Paired comparisons with a reference. `EdgenesError` for an unknown reference or gaps."
+    "Paired comparisons with a reference; one seed alone decides nothing: p is 1, interval and dz are nan. `EdgenesError` for an unknown reference, nothing to compare, or gaps."
     require(reference in frame.columns, f"no column {reference!r}: use one of {', '.join(map(str, frame.columns))}")
+    require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
     rows = []
     for name in frame.columns.drop(reference):
         d = finite(frame[name], name) - finite(frame[reference], reference)
-        flat = d.size < 2 or np.ptp(d) == 0
-        permutation = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0))
+        signs = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(0)}
+        permutation = stats.permutation_test((d,), np.mean, **signs).pvalue if d.size > 1 else 1.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns of ties at small n and falls back by itself
             wilcoxon = stats.wilcoxon(d).pvalue if np.any(d) else 1.0
         interval = summary(d)
         rows.append({"system": name, "n": d.size, "difference": d.mean(), "ci_low": interval["ci_low"], "ci_high": interval["ci_high"],
-                     "p_permutation": permutation.pvalue, "p_wilcoxon": wilcoxon, "dz": np.nan if flat else d.mean() / d.std(ddof=1)})
+                     "p_permutation": permutation, "p_wilcoxon": wilcoxon, "dz": np.nan if d.size < 2 or _flat(d) else d.mean() / d.std(ddof=1)})
     table = pd.DataFrame(rows).set_index("system")
     table["p_holm"] = multipletests(table["p_permutation"], method="holm")[1]
     return table
@@ -67,9 +73,10 @@ def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
 def tost(differences: Any,  # (n,) paired differences
          margin: float,     # stated before looking, in the same unit
          ) -> dict[str, float]:
-    "Two one-sided t-tests: p below 0.05 says that |mean difference| < margin."
+    "Two one-sided t-tests: p below 0.05 says that |mean difference| < margin. Differences without any spread give p = 0 inside the margin, 1 outside."
     d = finite(differences, "differences")
-    require(margin > 0 and d.size > 1, "an equivalence test needs a margin above 0 and at least 2 differences")
+    require(0 < margin < np.inf and d.size > 1, "an equivalence test needs a finite margin above 0 and at least 2 differences")
+    if _flat(d): return {"n": d.size, "difference": float(d.mean()), "margin": margin, "p": 0.0 if abs(d.mean()) < margin else 1.0}
     low = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
     high = stats.ttest_1samp(d, margin, alternative="less").pvalue
     return {"n": d.size, "difference": float(d.mean()), "margin": margin, "p": float(max(low, high))}
@@ -77,6 +84,7 @@ def tost(differences: Any,  # (n,) paired differences
 def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
     "The mean of n paired differences with deviation `sd` that a two-sided t-test at 5 % finds with this power."
     require(n >= 2 and sd > 0, f"n is {n} and sd {sd}: give at least 2 runs and a deviation above 0")
+    require(0.05 < power < 1, f"power is {power}: give a share between 0.05, the level of the test, and 1")
     return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
 
 # %% ../nbs/11_statistics.ipynb #e94d016
@@ -95,4 +103,5 @@ def calibration_error(lams: Any, shared: Any) -> float:
 def spearman(x: Any, y: Any) -> float:
     "Spearman's rank correlation; nan where one of them is constant."
     x, y = finite(x, "x"), finite(y, "y")
+    require(x.size == y.size, f"{x.size} x and {y.size} y: give pairs")
     return float(stats.spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")

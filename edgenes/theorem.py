@@ -56,14 +56,17 @@ def simulate_overlap(n_members: int,   # N
                      max_shared: int,  # Lambda
                      trials: int,      # number of simulated steps
                      seed: int,
-                     lowest: int = 1,  # as in `enumerate_overlap`
+                     distribution: str = "discrete_from_one",  # of lambda
                      ) -> np.ndarray:  # (trials,) overlaps of a step with all members, summed over the members
-    "Draws the active edges of a step and the edges of N members, uniformly, and counts."
-    _checked(n_members, max_shared)
+    "Draws the active edges of a step and the edges of N members, uniformly, and counts. A lambda between two whole numbers is rounded up or down at random, so that the mean is kept."
+    _checked(n_members, max_shared, distribution)
+    require(trials >= 1, f"{trials} trials: give at least 1")
     rng = np.random.default_rng(derive_seed(seed, "theorem"))
 
     def subsets(count: int) -> np.ndarray:
-        sizes = rng.integers(lowest, max_shared + 1, (trials, count, 1))
+        shape = (trials, count, 1)
+        if distribution == "continuous": sizes = np.floor(rng.uniform(0, max_shared, shape) + rng.random(shape))
+        else: sizes = rng.integers(int(distribution == "discrete_from_one"), max_shared + 1, shape)
         return rng.random((trials, count, max_shared)).argsort(-1) < sizes
 
     return (subsets(1) & subsets(n_members)).sum((1, 2))

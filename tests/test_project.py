@@ -191,7 +191,7 @@ def test_readme_is_the_index_notebook():
     """`make readme` writes it. Links of the notebook are relative to nbs/, those of README.md to the project."""
     index = ROOT / "nbs" / "index.ipynb"
     assert index.exists(), "nbs/index.ipynb, the source of README.md, is missing"
-    markdown = run(sys.executable, "-m", "nbconvert", "--to", "markdown", "--stdout", index).stdout
+    markdown = run(sys.executable, "-m", "nbconvert", "--to", "markdown", "--no-input", "--stdout", index).stdout
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == markdown.replace("](../", "]("), "run make readme"
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)", readme)]
