@@ -83,7 +83,7 @@ def tost(differences: Any,  # (n,) paired differences
 
 def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
     "The mean of n paired differences with deviation `sd` that a two-sided t-test at 5 % finds with this power."
-    require(n >= 2 and sd > 0, f"n is {n} and sd {sd}: give at least 2 runs and a deviation above 0")
+    require(n >= 2 and 0 < sd < np.inf, f"n is {n} and sd {sd}: give at least 2 runs and a finite deviation above 0")
     require(0.05 < power < 1, f"power is {power}: give a share between 0.05, the level of the test, and 1")
     return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
 

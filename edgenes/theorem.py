@@ -20,7 +20,7 @@ DISTRIBUTIONS = ("discrete_from_one", "discrete_from_zero", "continuous")
 
 def _checked(n_members: int, max_shared: int, distribution: str = DISTRIBUTIONS[0]) -> None:
     for name, value in (("n_members", n_members), ("max_shared", max_shared)):
-        require(isinstance(value, (int, np.integer)) and value >= 1, f"{name} is {value!r}: give a whole number of at least 1")
+        require(isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1, f"{name} is {value!r}: give a whole number of at least 1")
     require(distribution in DISTRIBUTIONS, f"unknown distribution {distribution!r}: use one of {', '.join(DISTRIBUTIONS)}")
 
 def expected_updated_edges(n_members: int,    # N, members of the ensemble
@@ -60,7 +60,7 @@ def simulate_overlap(n_members: int,   # N
                      ) -> np.ndarray:  # (trials,) overlaps of a step with all members, summed over the members
     "Draws the active edges of a step and the edges of N members, uniformly, and counts. A lambda between two whole numbers is rounded up or down at random, so that the mean is kept."
     _checked(n_members, max_shared, distribution)
-    require(trials >= 1, f"{trials} trials: give at least 1")
+    require(isinstance(trials, (int, np.integer)) and trials >= 1, f"trials is {trials!r}: give a whole number of at least 1")
     rng = np.random.default_rng(derive_seed(seed, "theorem"))
 
     def subsets(count: int) -> np.ndarray:
