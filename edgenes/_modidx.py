@@ -185,6 +185,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'edgenes.records.all_records': ('records.html#all_records', 'edgenes/records.py'),
                                  'edgenes.records.code_hash': ('records.html#code_hash', 'edgenes/records.py'),
                                  'edgenes.records.load_predictions': ('records.html#load_predictions', 'edgenes/records.py'),
+                                 'edgenes.records.notebooks_hash': ('records.html#notebooks_hash', 'edgenes/records.py'),
                                  'edgenes.records.pack': ('records.html#pack', 'edgenes/records.py'),
                                  'edgenes.records.provenance': ('records.html#provenance', 'edgenes/records.py'),
                                  'edgenes.records.save_predictions': ('records.html#save_predictions', 'edgenes/records.py'),

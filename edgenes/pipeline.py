@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -216,7 +217,9 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     inputs = task.inputs(shop)
     checkpoint = DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(inputs)}")
     make = {"darts": _run_search, "hypernetwork": _run_search, "retraining": _run_retraining, "system": _run_system}[task.kind]
+    start = time.perf_counter()
     results, seconds = make(task, shop, checkpoint)
+    seconds["wall"] = time.perf_counter() - start  # of this process: a resumed run's earlier epochs are in its log alone
     record = write_record(shop.records, task.kind, inputs, results, seconds, shop.data.train.images.device.type)
     checkpoint.remove()
     return record

@@ -26,8 +26,8 @@ import edgenes
 from .core import content_hash, read_json, require, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['PACKAGE', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'provenance', 'Records', 'write_record',
-           'all_records', 'save_predictions', 'load_predictions']
+__all__ = ['PACKAGE', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance', 'Records',
+           'write_record', 'all_records', 'save_predictions', 'load_predictions']
 
 # %% ../nbs/13_records.ipynb #9c0c005
 def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -86,6 +86,12 @@ def code_hash() -> str:
     "Hash of the package's modules."
     return content_hash([[p.name, p.read_text(encoding="utf-8")] for p in sorted(PACKAGE.glob("*.py"))])
 
+def notebooks_hash() -> str | None:
+    "Hash of the cells of the experiment notebooks in the checkout, without their outputs; None outside one."
+    paths = sorted((PACKAGE.parent / "nbs" / "experiments").glob("*.ipynb"))
+    cells = [[p.name, [cell["source"] for cell in read_json(p)["cells"]]] for p in paths]
+    return content_hash(cells) if cells else None
+
 def _git(*arguments: str) -> str | None:
     try: done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError): return None
@@ -100,7 +106,7 @@ def provenance() -> dict[str, Any]:
         try: versions[name] = version(name)
         except PackageNotFoundError: versions[name] = "not installed"
     status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status), "code": code_hash(),
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status), "code": code_hash(), "notebooks": notebooks_hash(),
             "versions": versions, "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
