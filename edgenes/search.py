@@ -31,7 +31,7 @@ __all__ = ['Batch', 'SearchSettings', 'VectorStructure', 'Bilevel', 'Pull', 'obj
 class SearchSettings:
     "Budgets and step sizes of a search; the defaults are the paper's."
     epochs: int = 50               # 50 for DARTS, 150 for the hypernetwork
-    images: int | None = None      # training images used, halved for the two levels; None: all
+    images: int | None = None      # training images used, halved for the two levels; None, or more than there are: all
     batch_size: int = 64           # images a batch
     channels: int = 10             # C of the supernet
     layers: int = 1                # cells of the supernet
@@ -247,7 +247,7 @@ def search(data: Data,
     structure = new_structure(space, settings, seed, optimum is not None and lam is None)
     b = Bilevel(net.to(data.train.images.device), structure.to(data.train.images.device), settings, optimum)
     log = _restore(b, checkpoint)
-    halves = data.halves(seed, settings.images)
+    halves = data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
     for epoch in range(len(log), settings.epochs):
         start = compute_seconds(data.train.images.device)
         entry = run_epoch(b, data, halves, lam, seed, epoch)

@@ -102,7 +102,8 @@ def test_cpu_and_paper_differ_in_numbers_alone():
 
 @pytest.mark.skipif(not os.environ.get("EDGENES_DATA"), reason="EDGENES_DATA is not set: no real images here")
 def test_smoke_on_real_images(tmp_path):
-    profile = replace(get_profile("smoke", source="cifar100", downscale=2, train_images=2000, val_images=500, test_images=500))
+    smoke = get_profile("smoke", source="cifar100", downscale=2, train_images=2000, val_images=500, test_images=500)
+    profile = replace(smoke, darts=replace(smoke.darts, images=400), hyper=replace(smoke.hyper, images=400))  # each of 100 classes in both halves
     run(open_shop(profile, tmp_path, device="cpu"), [0], workers=1, progress=False)
     assert (build(tmp_path)[0]).exists()
 
