@@ -125,7 +125,7 @@ def open_shop(profile: Profile,
     folder = Path(results) if results else project_root() / "results" / profile.name
     source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
     shop = Shop(profile, str(folder), source if profile.source != "digits" else None, device)
-    described = asdict(profile) | {"data": shop.data.fingerprint, "seeds": None}
+    described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "data": shop.data.fingerprint, "seeds": None}
     described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items()}
     path = folder / "profile.json"
     if not path.exists():
@@ -185,8 +185,8 @@ class Task:
     def inputs(self, shop: Shop) -> dict[str, Any]:
         "What the run depends on: the content of its key."
         p, edges = shop.profile, self.genotype.to_dict()["edges"] if self.genotype else None
-        if self.kind == "darts": return shop.inputs(settings=asdict(p.darts), seed=self.seed, index=self.index)
-        if self.kind == "hypernetwork": return shop.inputs(settings=asdict(p.hyper), seed=self.seed, optimum=edges)
+        if self.kind == "darts": return shop.inputs(settings=p.darts.described(), seed=self.seed, index=self.index)
+        if self.kind == "hypernetwork": return shop.inputs(settings=p.hyper.described(), seed=self.seed, optimum=edges)
         if self.kind == "retraining": return shop.inputs(settings=asdict(p.retrain), seed=self.seed, genotype=edges)
         pool = [[g.to_dict()["edges"], seed] for g, seed in self.members]
         return shop.inputs(settings=asdict(p.retrain), seed=self.seed, system=self.system, pool=pool, members=p.members, criterion=p.criterion)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .core import require
 from .genotype import Genotype, SearchSpace
 
 # %% auto #0
-__all__ = ['edge_softmax', 'mixing_weights', 'gumbel_top_k', 'smoothed_shared_edges', 'anneal']
+__all__ = ['edge_softmax', 'mixing_weights', 'gumbel_top_k', 'sampled_weights', 'smoothed_shared_edges', 'anneal']
 
 # %% ../nbs/05_relaxation.ipynb #d2ec005
 def edge_softmax(space: SearchSpace,
@@ -48,6 +49,29 @@ def gumbel_top_k(logits: Tensor,      # (..., n)
     return drawn
 
 # %% ../nbs/05_relaxation.ipynb #d2ec012
+def _draw(space: SearchSpace, vector: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    "Relaxed draws of the operations (..., T, E, O) and of the edges (..., T, E)."
+    alpha, beta = space.unflatten(vector)
+    operations = gumbel_top_k(alpha, temperature, 1, generator)
+    edges = torch.cat([gumbel_top_k(beta[..., entering], temperature, space.inputs_per_node, generator)
+                       for entering in space.node_slices], -1)
+    return operations, edges
+
+def sampled_weights(space: SearchSpace,
+                    vector: Tensor,      # (size,) structure vector
+                    temperature: float,  # t of the Gumbel-softmax
+                    generator: torch.Generator | None = None,  # source of the Gumbel noise; None: no noise
+                    ) -> tuple[Tensor, Tensor]:  # (T, E, O) mixing weights, (T, E, O) bool: the operations that were drawn
+    "Straight-through mixing weights of one drawn architecture."
+    operations, edges = _draw(space, vector, temperature, generator)
+    kept = torch.zeros_like(edges, dtype=torch.bool)
+    for entering in space.node_slices:
+        kept[..., entering].scatter_(-1, edges[..., entering].topk(space.inputs_per_node, -1).indices, True)
+    used = F.one_hot(operations.argmax(-1), operations.shape[-1]).bool() & kept.unsqueeze(-1)
+    soft = operations * edges.unsqueeze(-1)
+    return used.to(soft) + soft - soft.detach(), used
+
+# %% ../nbs/05_relaxation.ipynb #d2ec016
 def smoothed_shared_edges(optimum: Genotype,    # alpha*
                           vector: Tensor,       # (..., size) structure vectors
                           temperature: float,   # t of the Gumbel-softmax
@@ -56,19 +80,16 @@ def smoothed_shared_edges(optimum: Genotype,    # alpha*
                           ) -> Tensor:          # (...), between 0 and Lambda
     "Differentiable number of edges shared with `optimum`; at t -> 0 and tau = 1 the number that the discrete architecture shares."
     space = optimum.space
-    alpha, beta = space.unflatten(vector)
-    operations = gumbel_top_k(alpha, temperature, 1, generator)
-    edges = torch.cat([gumbel_top_k(beta[..., entering], temperature, space.inputs_per_node, generator)
-                       for entering in space.node_slices], -1)
+    operations, edges = _draw(space, vector, temperature, generator)
     spread = (1 - smoothing) / max(len(space.operations) - 1, 1)
-    target = torch.zeros_like(alpha[(0,) * (alpha.ndim - 3)])
+    target = torch.zeros_like(operations[(0,) * (operations.ndim - 3)])
     for edge in optimum.edges:
         cell, row = space.cell_types.index(edge.cell), space.edges.index((edge.node, edge.source))
         target[cell, row] = spread
         target[cell, row, space.operations.index(edge.operation)] = smoothing
     return ((target * operations).sum(-1) * edges).sum((-2, -1))
 
-# %% ../nbs/05_relaxation.ipynb #d2ec018
+# %% ../nbs/05_relaxation.ipynb #d2ec022
 def anneal(start: float,  # value in the first epoch
            end: float,    # value in the last epoch
            epoch: int,    # 0 .. epochs - 1

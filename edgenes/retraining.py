@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import compute_seconds, derive_seed, require, stream
 from .data import Augment, Data, Split, batches
 from .genotype import Genotype
-from .operations import FactorizedReduce, ReluConvNorm, norm, operation
+from .operations import ConvNorm, dense, mean_pixel, norm, operation, preprocess
 from .search import Checkpoint, anneal_cosine
 from .supernet import reduction_cells
 
@@ -29,21 +29,22 @@ class DiscreteCell(nn.Module):
     "A cell with the edges of a genotype alone."
     def __init__(self, genotype: Genotype, kind: str, c_before: int, c_previous: int, c: int, reduction: bool, reduced_before: bool):
         super().__init__()
-        self.pre0 = (FactorizedReduce if reduced_before else ReluConvNorm)(c_before, c)
-        self.pre1 = ReluConvNorm(c_previous, c)
+        self.pre0 = preprocess(c_before, c, reduced_before)
+        self.pre1 = ConvNorm(c_previous, c)
         self.nodes = genotype.space.nodes
         self.edges = [edge for edge in genotype.edges if edge.cell == kind]
         self.ops = nn.ModuleList(operation(e.operation, c, 2 if reduction and e.source < 2 else 1) for e in self.edges)
 
     def forward(self, before: Tensor, previous: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
-        states = [self.pre0(before), self.pre1(previous)]
+        read = {edge.source for edge in self.edges}  # an input that no edge reads is not computed
+        states = [pre(x) if j in read else None for j, (pre, x) in enumerate(((self.pre0, before), (self.pre1, previous)))]
         for node in range(2, self.nodes + 2):
             parts = []
             for edge, op in zip(self.edges, self.ops):
                 if edge.node != node: continue
                 y = op(states[edge.source])
                 parts.append(y if isinstance(op, nn.Identity) else drop(y))
-            states.append(sum(parts[1:], parts[0]))
+            states.append(dense(sum(parts[1:], parts[0])))
         return torch.cat(states[2:], 1)
 
 class AuxiliaryHead(nn.Sequential):
@@ -92,12 +93,13 @@ class DiscreteNetwork(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         "(logits, logits of the auxiliary head or None)."
-        before = previous = self.stem(x)
+        before = previous = F.relu(self.stem(x), inplace=True)  # all that reads the stem or a cell, but the heads, begins with a ReLU
         extra = None
         for layer, cell in enumerate(self.cells):
-            before, previous = previous, cell(before, previous, self.drop)
-            if layer == self.head_at and self.training and hasattr(self, "auxiliary"): extra = self.auxiliary(previous)
-        return self.head(previous.mean((2, 3))), extra
+            output = cell(before, previous, self.drop)
+            if layer == self.head_at and self.training and hasattr(self, "auxiliary"): extra = self.auxiliary(output)
+            if layer + 1 < len(self.cells): before, previous = previous, F.relu(output)
+        return self.head(mean_pixel(output)), extra
 
     def forward(self, x: Tensor) -> Tensor: return self.features(x)[0]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from .core import compute_seconds, derive_seed, require, stream
 from .data import Augment, Data, batches
 from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
-from .relaxation import anneal, mixing_weights, smoothed_shared_edges
+from .relaxation import anneal, mixing_weights, sampled_weights, smoothed_shared_edges
 from .supernet import Supernet
 
 # %% auto #0
@@ -51,6 +51,7 @@ class SearchSettings:
     draws: int = 4                 # draws of (lambda, noise) that estimate the regulariser of a step
     knots: int = 5                 # knots of the hypernetwork
     sign: int = 1                  # -1: the objective as the slides print it
+    relaxation: str = "faithful"   # every operation a step; "sampled": one drawn architecture a step (straight-through)
     augment: Augment = Augment(pad=4, flip=True)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,12 @@ class SearchSettings:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give at least 1")
         require(self.order in (1, 2), f"order is {self.order}: give 1 (first order) or 2 (unrolled)")
         require(self.sign in (1, -1), f"sign is {self.sign}: give 1, or -1 for the printed objective")
+        require(self.relaxation in ("faithful", "sampled"), f"relaxation is {self.relaxation!r}: use faithful or sampled")
+        require(self.order == 1 or self.relaxation == "faithful", "the sampled relaxation has no second order: use order=1")
+
+    def described(self) -> dict[str, Any]:
+        "The settings as inputs of a record; what is faithful goes without saying, so that the keys of faithful runs are those of always."
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("relaxation", "faithful")}
 
 # %% ../nbs/07_search.ipynb #9507007
 Batch = tuple[Tensor, Tensor]  # normalised images (N, C, H, W), labels (N,)
@@ -76,15 +83,18 @@ class Bilevel:
         self.net, self.structure, self.settings, self.optimum = net, structure, settings, optimum
         self.weights, self.parameters = list(net.parameters()), list(structure.parameters())
         self.weight_optimiser = torch.optim.SGD(self.weights, settings.weight_lr, settings.momentum,
-                                                weight_decay=settings.weight_decay)
+                                                weight_decay=settings.weight_decay, foreach=True)
         groups = [{"params": [p], "lr": settings.structure_lr * (settings.knot_lr if name == "segments" else 1)}
                   for name, p in structure.named_parameters()]
         self.structure_optimiser = torch.optim.Adam(groups, settings.structure_lr, settings.structure_betas,
                                                     weight_decay=settings.structure_weight_decay)
 
-    def loss(self, batch: Batch, vector: Tensor) -> Tensor:
-        "Cross-entropy of the supernet at a structure vector, in nats."
-        return F.cross_entropy(self.net(batch[0], mixing_weights(self.net.space, vector)), batch[1])
+    def loss(self, batch: Batch, vector: Tensor, t: float = 1.0, noise: int = 0) -> Tensor:
+        "Cross-entropy of the supernet at a structure vector, in nats; a sampled relaxation draws at temperature t, seeded by `noise`."
+        if self.settings.relaxation == "sampled":
+            mix, used = sampled_weights(self.net.space, vector, t, torch.Generator(vector.device).manual_seed(noise))
+        else: mix, used = mixing_weights(self.net.space, vector), None
+        return F.cross_entropy(self.net(batch[0], mix, used), batch[1])
 
 # %% ../nbs/07_search.ipynb #9507008
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class Pull:
 def objective(b: Bilevel, batch: Batch, pull: Pull) -> tuple[Tensor, Tensor, Tensor]:
     "(objective of the structure, validation loss, squared distance of lambda from the smoothed count)."
     vector = b.structure(pull.lam)
-    loss = b.loss(batch, vector)
+    loss = b.loss(batch, vector, pull.t, pull.noise + 1)
     if b.optimum is None or pull.lam is None: return loss, loss, torch.zeros_like(loss)
     generator = torch.Generator(vector.device).manual_seed(pull.noise)
     lams = torch.tensor([pull.lam, *pull.more], device=vector.device)
@@ -119,12 +129,13 @@ def structure_step(b: Bilevel, validation: Batch, train: Batch, pull: Pull) -> t
     b.structure_optimiser.step()
     return loss.detach(), distance.detach()
 
-def weight_step(b: Bilevel, train: Batch, lam: float | None = None) -> Tensor:
-    "One SGD step of the weights, their gradient clipped; returns the training loss."
-    with torch.no_grad(): vector = b.structure(lam)
-    loss = b.loss(train, vector)
-    for p, g in zip(b.weights, torch.autograd.grad(loss, b.weights)): p.grad = g
-    nn.utils.clip_grad_norm_(b.weights, b.settings.clip)
+def weight_step(b: Bilevel, train: Batch, pull: Pull = Pull()) -> Tensor:
+    "One SGD step of the weights, their gradient clipped; returns the training loss. Weights that a sampled step does not use stay."
+    with torch.no_grad(): vector = b.structure(pull.lam)
+    loss = b.loss(train, vector, pull.t, pull.noise + 2)
+    grads = torch.autograd.grad(loss, b.weights, allow_unused=b.settings.relaxation == "sampled")
+    for p, g in zip(b.weights, grads): p.grad = g
+    nn.utils.clip_grad_norm_(b.weights, b.settings.clip, foreach=True)
     b.weight_optimiser.step()
     return loss.detach()
 
@@ -172,7 +183,7 @@ def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int,
             else [lam] * (2 if lam is None else s.draws + 1)
         pull = Pull(first, tuple(more), c, t, int(torch.randint(2**62, (), generator=chance)))
         loss, distance = structure_step(b, validation_batch, train_batch, pull)
-        totals += torch.stack([weight_step(b, train_batch, second), loss, distance]).cpu()
+        totals += torch.stack([weight_step(b, train_batch, replace(pull, lam=second)), loss, distance]).cpu()
         steps += 1
     train_loss, val_loss, distance = (totals / steps).tolist()
     return {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}

@@ -5,118 +5,173 @@
 # %% ../nbs/04_supernet.ipynb #8cae002
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import require
 from .genotype import SearchSpace
-from .operations import FactorizedReduce, ReluConvNorm, depthwise, norm, shifted
+from .operations import ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, pointwise, preprocess
 
 # %% auto #0
-__all__ = ['SeparableBundle', 'ReduceBundle', 'SourceOps', 'Cell', 'reduction_cells', 'Supernet']
+__all__ = ['Reads', 'SeparableBundle', 'ReduceBundle', 'SourceOps', 'Cell', 'reduction_cells', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
-class SeparableBundle(nn.Module):
-    "The same separable or dilated convolution on all `edges` that leave a source: weights (edges * C, ...)."
-    def __init__(self, channels: int, edges: int, k: int, stride: int, dilation: int, twice: bool):
-        super().__init__()
-        self.edges, self.strides, self.dilation = edges, (stride, 1)[: 1 + twice], dilation
-        wide = channels * edges
-        self.depth = nn.ParameterList(nn.Conv2d(wide, wide, k, groups=wide, bias=False).weight for _ in self.strides)
-        self.point = nn.ParameterList(nn.Conv2d(wide, wide, 1, groups=edges, bias=False).weight for _ in self.strides)
+class Reads:
+    "What the operations of a cell read of one source x (N, C, H, W): every tensor is computed once, when it is first asked for."
+    def __init__(self, x: Tensor, stride: int): self.x, self.stride = x, stride
 
-    def forward(self,
-                source: Tensor,  # (N, C, H, W) ReLU of the source, or (N, edges * C, H, W): the same, repeated
-                scale: Tensor,   # (edges * C,) mixing weight of every channel
-                ) -> Tensor:     # (N, edges * C, H / stride, W / stride)
-        for stage, (stride, depth, point) in enumerate(zip(self.strides, self.depth, self.point)):
-            if stage: source = F.relu(F.batch_norm(source, None, None, training=True), inplace=True)
-            if source.shape[1] == depth.shape[0]: source = depthwise(source, depth, stride, self.dilation)
-            else: source = torch.cat([depthwise(source, w, stride, self.dilation) for w in depth.chunk(self.edges)], 1)
-            source = F.conv2d(source, point, groups=self.edges)
-        return F.batch_norm(source, None, None, scale, training=True)
+    @cached_property
+    def relu(self) -> Tensor: return F.relu(self.x)
 
-# %% ../nbs/04_supernet.ipynb #8cae006
-class ReduceBundle(nn.Module):
-    "The factorized reduce (skip at stride 2) on all `edges` that leave a source."
-    def __init__(self, channels: int, edges: int):
-        super().__init__()
-        self.edges, half = edges, channels // 2
-        self.even = nn.Parameter(nn.Conv2d(channels, edges * (channels - half), 1, bias=False).weight)
-        self.odd = nn.Parameter(nn.Conv2d(channels, edges * half, 1, bias=False).weight)
+    @cached_property
+    def corners(self) -> Tensor: return corners(self.relu)
 
-    def forward(self, even: Tensor, odd: Tensor, scale: Tensor) -> Tensor:
-        halves = zip(F.conv2d(even, self.even).chunk(self.edges, 1), F.conv2d(odd, self.odd).chunk(self.edges, 1))
-        return F.batch_norm(torch.cat([part for pair in halves for part in pair], 1), None, None, scale, training=True)
+    @cached_property
+    def even(self) -> Tensor:
+        "The ReLU at the output's size: its even pixels at stride 2."
+        return self.corners[:, :self.x.shape[1]] if self.stride == 2 else self.relu
+
+    def wide(self, edges: int) -> Tensor:
+        "`even` once for every edge: (N, edges * C, H / stride, W / stride)."
+        if edges == 1: return self.even
+        rows = self.even.permute(0, 2, 3, 1)
+        return rows.unsqueeze(3).expand(-1, -1, -1, edges, -1).flatten(3).permute(0, 3, 1, 2)
+
+    def pools(self, names: list[str]) -> Tensor:
+        "The pools, after BN, side by side: (N, pools * C, H / stride, W / stride)."
+        found = [F.max_pool2d(self.x, 3, self.stride, 1) if name == "max_pool_3x3" else average_pool(self.x, self.stride) for name in names]
+        return F.batch_norm(torch.cat(found, 1), None, None, training=True)
 
 # %% ../nbs/04_supernet.ipynb #8cae007
-class SourceOps(nn.Module):
-    "All operations on the `edges` edges that leave one source of a cell."
-    def __init__(self, operations: tuple[str, ...], channels: int, edges: int, stride: int):
+def _pick(weight: nn.Parameter,  # (all edges * ..., ...)
+          total: int,            # number of all edges
+          edges: tuple[int, ...],
+          ) -> Tensor:           # the rows of these edges
+    if len(edges) == total: return weight
+    rows = weight.view(total, -1, *weight.shape[1:])
+    return rows[edges[0]] if len(edges) == 1 else rows[list(edges)].flatten(0, 1)
+
+class SeparableBundle(nn.Module):
+    "The same separable or dilated convolution on all edges that leave a source: weights (total * C, ...)."
+    def __init__(self, channels: int, total: int, k: int, stride: int, dilation: int, twice: bool):
         super().__init__()
-        self.operations, self.edges, self.stride = operations, edges, stride
+        self.total, self.strides, self.dilation = total, (stride, 1)[: 1 + twice], dilation
+        wide = channels * total
+        self.depth = nn.ParameterList(nn.Conv2d(wide, wide, k, groups=wide, bias=False).weight for _ in self.strides)
+        self.point = nn.ParameterList(nn.Conv2d(wide, wide, 1, groups=total, bias=False).weight for _ in self.strides)
+
+    def forward(self,
+                reads: Reads,
+                wide: Tensor,            # `reads.wide` of these edges
+                edges: tuple[int, ...],  # which of the edges
+                scale: Tensor,           # (edges * C,) mixing weight of every channel
+                ) -> Tensor:             # (N, edges * C, H / stride, W / stride)
+        y = reads.relu if self.strides[0] == 2 else wide
+        for stage, (stride, depth, point) in enumerate(zip(self.strides, self.depth, self.point)):
+            if stage: y = F.relu(F.batch_norm(y, None, None, training=True), inplace=True)
+            y = depthwise(y, _pick(depth, self.total, edges), stride, self.dilation)
+            y = pointwise(y, _pick(point, self.total, edges), len(edges))
+        return F.batch_norm(y, None, None, scale, training=True)
+
+# %% ../nbs/04_supernet.ipynb #8cae008
+class ReduceBundle(nn.Module):
+    "The factorized reduce (skip at stride 2) on all edges that leave a source: one 1x1 convolution of its corners."
+    def __init__(self, channels: int, total: int):
+        super().__init__()
+        self.total, half = total, channels // 2
+        self.even = nn.Parameter(nn.Conv2d(channels, total * (channels - half), 1, bias=False).weight)
+        self.odd = nn.Parameter(nn.Conv2d(channels, total * half, 1, bias=False).weight)
+
+    def forward(self, reads: Reads, edges: tuple[int, ...], scale: Tensor) -> Tensor:
+        c = reads.x.shape[1]  # the even half of an edge's channels reads the first c channels of the corners, the odd half the others
+        even, odd = (_pick(w, self.total, edges).view(len(edges), -1, c) for w in (self.even, self.odd))
+        return F.batch_norm(pointwise(reads.corners, corner_weight(even, odd)), None, None, scale, training=True)
+
+# %% ../nbs/04_supernet.ipynb #8cae009
+class SourceOps(nn.Module):
+    "All operations on the `total` edges that leave one source of a cell."
+    def __init__(self, operations: tuple[str, ...], channels: int, total: int, stride: int):
+        super().__init__()
+        self.operations, self.total, self.stride = operations, total, stride
         self.bundles = nn.ModuleDict()
         for name in operations:
-            if name == "skip_connect" and stride == 2: self.bundles[name] = ReduceBundle(channels, edges)
+            if name == "skip_connect" and stride == 2: self.bundles[name] = ReduceBundle(channels, total)
             if "conv" in name:
                 dilated = name.startswith("dil")  # at stride 2 it is the ordinary convolution of the subsampled image
                 step, dilation = (1, 3 - stride) if dilated else (stride, 1)
-                self.bundles[name] = SeparableBundle(channels, edges, int(name[-1]), step, dilation, not dilated)
+                self.bundles[name] = SeparableBundle(channels, total, int(name[-1]), step, dilation, not dilated)
 
-    def shared(self, name: str, x: Tensor) -> Tensor:
-        "An operation without weights: the same tensor on every edge."
-        if name == "skip_connect": return x
-        pool = F.max_pool2d(x, 3, self.stride, 1) if name == "max_pool_3x3" else \
-            F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-        return F.batch_norm(pool, None, None, training=True)
+    def mixed(self, reads: Reads, mix: Tensor, edges: tuple[int, ...], names: list[str]) -> Tensor:
+        "The weighted sum of the operations `names` on each of these edges; `mix` has (edges, O)."
+        c, index = reads.x.shape[1], self.operations.index
+        scales = mix.t().repeat_interleave(c, 1).unbind()  # O times (edges * C,)
+        convolutions = [n for n in names if n in self.bundles and n != "skip_connect"]
+        wide = reads.wide(len(edges)) if any(self.bundles[n].strides[0] == 1 for n in convolutions) else reads.relu
+        terms = [self.bundles[n](reads, wide, edges, scales[index(n)]) for n in convolutions]
+        pools = [n for n in names if "pool" in n]
+        eye = torch.eye(c, dtype=mix.dtype, device=mix.device)
+        if pools: terms.append(pointwise(reads.pools(pools), torch.kron(mix[:, [index(n) for n in pools]], eye)[..., None, None]))
+        if "skip_connect" in self.bundles and "skip_connect" in names:
+            terms.append(self.bundles["skip_connect"](reads, edges, scales[index("skip_connect")]))
+        elif "skip_connect" in names:
+            terms.append(pointwise(reads.x, torch.kron(mix[:, [index("skip_connect")]], eye)[..., None, None]))
+        total = terms[0]
+        for term in terms[1:]: total = total.add_(term)
+        return total
 
     def forward(self,
                 x: Tensor,    # (N, C, H, W) the source
-                mix: Tensor,  # (edges, O) mixing weights of its edges
-                ) -> list[Tensor]:  # for every edge (N, C, H / stride, W / stride)
-        n, c = x.shape[:2]
-        relu = F.relu(x)
-        even = relu[:, :, ::2, ::2] if self.stride == 2 else relu
-        wide = even.repeat(1, self.edges, 1, 1)
-        scales = mix.t().repeat_interleave(c, 1)  # (O, edges * C)
-        total, free = None, []
-        for index, name in enumerate(self.operations):
-            if name not in self.bundles: free.append(index); continue
-            bundle, scale = self.bundles[name], scales[index]
-            if name == "skip_connect": y = bundle(even, shifted(relu), scale)
-            else: y = bundle(relu if bundle.strides[0] == 2 else wide, scale)
-            total = y if total is None else total + y
-        parts = [0] * self.edges if total is None else total.chunk(self.edges, 1)
-        if not free: return list(parts)
-        stack = torch.stack([self.shared(self.operations[i], x).permute(0, 2, 3, 1) for i in free])
-        mixed = (mix[:, free] @ stack.flatten(1)).view(self.edges, *stack.shape[1:])  # channels last, as all else
-        return [part + extra.permute(0, 3, 1, 2) for part, extra in zip(parts, mixed)]
+                mix: Tensor,  # (total, O) mixing weights of its edges
+                used: list[list[bool]] | None = None,  # (total, O): operations to evaluate; None: all
+                ) -> dict[int, Tensor]:  # for every edge with a used operation (N, C, H / stride, W / stride)
+        reads = Reads(x.contiguous(memory_format=torch.channels_last), self.stride)
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for o, name in enumerate(self.operations):  # operations that the same edges use are evaluated together
+            edges = tuple(e for e in range(self.total) if used is None or used[e][o])
+            if edges: groups.setdefault(edges, []).append(name)
+        sums: dict[int, Tensor] = {}
+        for edges, names in groups.items():
+            rows = mix if len(edges) == self.total else mix[list(edges)]
+            for edge, part in zip(edges, self.mixed(reads, rows, edges, names).chunk(len(edges), 1)):
+                sums[edge] = sums[edge] + part if edge in sums else part
+        return sums
 
-# %% ../nbs/04_supernet.ipynb #8cae009
+# %% ../nbs/04_supernet.ipynb #8cae011
 class Cell(nn.Module):
-    "A relaxed cell: inputs (N, c_before, H, W) and (N, c_previous, H', W'), output (N, nodes * c, ...)."
+    "A relaxed cell: inputs (N, c_before, H, W) and (N, c_previous, H', W') after a ReLU, output (N, nodes * c, ...) before one."
     def __init__(self, space: SearchSpace, c_before: int, c_previous: int, c: int, reduction: bool, reduced_before: bool):
         super().__init__()
-        self.nodes = space.nodes
-        self.pre0 = (FactorizedReduce if reduced_before else ReluConvNorm)(c_before, c, affine=False)
-        self.pre1 = ReluConvNorm(c_previous, c, affine=False)
-        served = [[node for node, source in space.edges if source == j] for j in range(space.nodes + 1)]
-        self.served = served  # for every source, the nodes that read it
-        self.rows = [[space.edges.index((node, j)) for node in nodes] for j, nodes in enumerate(served)]
+        self.pre0 = preprocess(c_before, c, reduced_before, affine=False)
+        self.pre1 = ConvNorm(c_previous, c, affine=False)
+        self.served = [[node for node, source in space.edges if source == j] for j in range(space.nodes + 1)]
+        self.rows = [[space.edges.index((node, j)) for node in nodes] for j, nodes in enumerate(self.served)]
         self.sources = nn.ModuleList(SourceOps(space.operations, c, len(nodes), 2 if reduction and j < 2 else 1)
-                                     for j, nodes in enumerate(served))
+                                     for j, nodes in enumerate(self.served))
 
-    def forward(self, before: Tensor, previous: Tensor, mix: Tensor) -> Tensor:
-        states = [self.pre0(before), self.pre1(previous)]
-        sums: dict[int, Tensor] = {}
+    def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        "Both inputs of the first cell, which come from the same tensor: one convolution, one BN."
+        y = F.conv2d(x, torch.cat([self.pre0[0].weight, self.pre1[0].weight]))
+        return F.batch_norm(y, None, None, training=True).chunk(2, 1)
+
+    def forward(self, before: Tensor, previous: Tensor, mix: Tensor, used: list[list[bool]] | None = None) -> Tensor:
+        states: dict[int, Tensor] = {}  # the inputs 0 and 1, then the nodes
+        wanted = [None if used is None else [used[row] for row in rows] for rows in self.rows]  # of every source
+        read = [part is None or any(map(any, part)) for part in wanted]
+        both = before is previous and isinstance(self.pre0, ConvNorm) and read[0] and read[1]
+        if both: states[0], states[1] = self._inputs(before)
         for j, (source, nodes, rows) in enumerate(zip(self.sources, self.served, self.rows)):
-            for node, part in zip(nodes, source(states[j], mix[rows])):
-                sums[node] = sums[node] + part if node in sums else part
-            if j: states.append(sums[j + 1])
-        return torch.cat(states[2:], 1)
+            if not read[j]: continue
+            if j < 2 and not both: states[j] = self.pre1(previous) if j else self.pre0(before)
+            for edge, part in source(states[j], mix[rows], wanted[j]).items():
+                states[nodes[edge]] = states[nodes[edge]] + part if nodes[edge] in states else part
+        missing = [node for node in self.served[0] if node not in states]
+        require(not missing, f"node {missing[:1]} has no used operation: use at least one on an edge that enters each node")
+        return torch.cat([states[node] for node in self.served[0]], 1)
 
-# %% ../nbs/04_supernet.ipynb #8cae010
+# %% ../nbs/04_supernet.ipynb #8cae012
 def reduction_cells(layers: int) -> set[int]:
     "The cells that halve the image: `layers // 3` and `2 * layers // 3` (DARTS)."
     return {layers // 3, 2 * layers // 3}
@@ -150,11 +205,15 @@ class Supernet(nn.Module):
     def forward(self,
                 x: Tensor,    # (N, in_channels, H, W) normalised images
                 mix: Tensor,  # (T, E, O) mixing weights, one matrix a cell type
+                used: Tensor | None = None,  # (T, E, O) bool: evaluate these operations alone; None: all
                 ) -> Tensor:  # (N, classes) logits
-        "The logits of a batch. A cell uses the weights of its type; with a single type all cells share them."
-        types = self.space.cell_types
-        before = previous = self.stem(x)
+        """The logits of a batch. A cell uses the weights of its type; with a single type all cells share them.
+        `EdgenesError` when a node is left without a used operation."""
+        types, lists = self.space.cell_types, None if used is None else used.tolist()
+        before = previous = F.relu(self.stem(x), inplace=True)  # all that reads the stem or a cell, but the head, begins with a ReLU
         for layer, cell in enumerate(self.cells):
             kind = "reduce" if layer in self.reductions else "normal"
-            before, previous = previous, cell(before, previous, mix[types.index(kind) if len(types) > 1 else 0])
-        return self.head(previous.mean((2, 3)))
+            t = types.index(kind) if len(types) > 1 else 0
+            output = cell(before, previous, mix[t], None if lists is None else lists[t])
+            if layer + 1 < len(self.cells): before, previous = previous, F.relu(output, inplace=True)
+        return self.head(mean_pixel(output))
