@@ -18,7 +18,7 @@ from .report import build, published_figures, statements
 from .records import Records
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'run', 'report', 'seed_list', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'run', 'report', 'bench', 'seed_list', 'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/16_cli.ipynb #6a17004
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -51,6 +51,17 @@ def report(profile: ProfileName = "demo", results: Results = None) -> None:
     get_profile(profile)
     show(results or project_root() / "results" / profile)
 
+@app.command(epilog="Example: edgenes bench --quick")
+def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: faithful and sampled step, memory, operations")] = False) -> None:
+    "Times a bilevel step against the textbook version; ends with exit code 2 when the numbers of the two differ. Needs a checkout and Linux."
+    from edgenes import benchmark
+    rows, gaps = benchmark.quick() if quick else benchmark.whole()
+    for r in rows:
+        ours, plain = (f"{r[k]:.4g} [{r[k + '_min']:.4g}, {r[k + '_max']:.4g}]" for k in ("ours", "plain"))
+        typer.echo(f"{r['what']} ({r['unit']}, median [range]): ours {ours}, plain {plain}, ratio {r['ratio']:.2f}")
+    typer.echo("relative differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gaps.items()))
+    for name, r in zip(("faithful", "sampled", "memory", "dispatch"), rows): typer.echo(f"{name}_ratio: {r['ratio']:.2f}")
+
 # %% ../nbs/16_cli.ipynb #6a17005
 def seed_list(text: str) -> list[int]:
     "3 means 0, 1, 2; 0,4,5 means these. `EdgenesError` for anything else."
@@ -70,6 +81,7 @@ def execute_notebooks(profile: str, folder: Path, device: str) -> None:
     try: import papermill
     except ImportError: return
     for notebook in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")):
+        if notebook.stem == "benchmark": continue  # it times the machine, which has to be idle: see `bench`
         target = folder / "notebooks" / notebook.name
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(str(notebook), str(target), {"profile": profile, "device": device, "results": str(folder.resolve())},

@@ -16,8 +16,8 @@ from .core import require
 from .genotype import OPERATIONS
 
 # %% auto #0
-__all__ = ['corners', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense', 'norm', 'ConvNorm', 'corner_weight',
-           'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool', 'operation']
+__all__ = ['Window', 'SMALL', 'corners', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense', 'norm',
+           'ConvNorm', 'corner_weight', 'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool', 'operation']
 
 # %% ../nbs/03_operations.ipynb #3203005
 def _library_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: tuple[int, int], wanted: tuple[bool, bool]) -> Any:
@@ -31,20 +31,24 @@ def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: 
     if stride == 1: return F.conv2d(grad, weight.flip(2, 3), None, 1, dilation * half, dilation, x.shape[1])
     return _library_grad(grad, x, weight, stride, (half, half), (True, False))
 
-def _windows(x: Tensor, k: int, stride: int, width: int) -> list[tuple[slice, Tensor]]:
-    "At most three columns of a kernel of size k at a time, each with the columns of x that they read for an output of this width."
-    found, half = [], k // 2
-    if k <= 3: return [(slice(0, k), x)]
+Window = tuple[slice, Tensor, tuple[int, int]]  # columns of a kernel, the pixels they read, the zeros to add around those
+
+def _windows(x: Tensor, k: int, stride: int, size: tuple[int, int]) -> list[Window]:
+    "At most three columns of a kernel of size k at a time, for an output of this size."
+    half, found = k // 2, []
+    if k <= 3: return [(slice(0, k), x, (half, half))]
+    reach = [stride * (out - 1) - (have - 1) for out, have in zip(size, x.shape[2:])]  # of the last output's middle beyond the image
+    low = x.shape[2] < 2 * k  # there the library is slow unless it is given the zeros above and below
+    rows = (half, reach[0] + half) if low else (0, 0)
     for first in range(0, k, 3):
         last = min(first + 2, k - 1)
-        found.append((slice(first, last + 1), F.pad(x, (half - first, stride * (width - 1) + last - half - x.shape[3] + 1))))
+        window = F.pad(x, (half - first, reach[1] + last - half, *rows))
+        found.append((slice(first, last + 1), window, (0 if low else half, 0)))
     return found
 
-def _kernel_grad(grad: Tensor, windows: list[tuple[slice, Tensor]], weight: Tensor, stride: int) -> Tensor:
+def _kernel_grad(grad: Tensor, windows: list[Window], weight: Tensor, stride: int) -> Tensor:
     "The gradient of an undilated kernel from the windows of its image (identity 4)."
-    half = weight.shape[-1] // 2
-    pad = (half, half if len(windows) == 1 else 0)  # several windows bring their own columns of zeros
-    parts = [_library_grad(grad, x, weight[..., taps], stride, pad, (False, True)) for taps, x in windows]
+    parts = [_library_grad(grad, x, weight[..., taps], stride, pad, (False, True)) for taps, x, pad in windows]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
 
 def _sublattices(x: Tensor) -> Tensor:
@@ -101,12 +105,20 @@ class _Depthwise(torch.autograd.Function):
                 grad_x = part if grad_x is None else grad_x.add_(part)
         if ctx.needs_input_grad[1]:
             if dilation == 2: x, pairs = _sublattices(_even(x)), [(_sublattices(_even(g)), w) for g, w in pairs]
-            windows = _windows(x, weight.shape[-1], stride, pairs[0][0].shape[3])
+            windows = _windows(x, weight.shape[-1], stride, pairs[0][0].shape[2:])
             parts = [_kernel_grad(g, windows, w, stride) for g, w in pairs]
             grad_weight = parts[0] if ctx.fan == 1 else torch.cat(parts)
         return grad_x, grad_weight, None, None
 
 # %% ../nbs/03_operations.ipynb #3203010
+SMALL = 2**15  # below so many numbers a call costs more than its work: one wide convolution, above it one a set of kernels
+
+def widen(x: Tensor,  # (N, C, H, W)
+          m: int,
+          ) -> Tensor:  # (N, m * C, H, W), channels last
+    "The same image m times, side by side."
+    return x if m == 1 else x.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, m, -1).flatten(3).permute(0, 3, 1, 2)
+
 def depthwise(x: Tensor,         # (N, C, H, W)
               weight: Tensor,    # (m * C, 1, k, k), k odd: m kernels a channel, set by set
               stride: int = 1,   # 1 or 2
@@ -114,10 +126,9 @@ def depthwise(x: Tensor,         # (N, C, H, W)
               ) -> Tensor:       # (N, m * C, ceil(H / stride), ceil(W / stride))
     "Depthwise convolution with padding that keeps the size: equal to `torch.nn.functional.conv2d`, by faster routes on a CPU."
     if stride == 2 and dilation == 2: x, stride, dilation = corners(x, (0,)), 1, 1
-    if x.device.type == "cpu":
-        return _Depthwise.apply(x.contiguous(memory_format=torch.channels_last), weight, stride, dilation)
-    wide = x.repeat(1, weight.shape[0] // x.shape[1], 1, 1)
-    return F.conv2d(wide, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, wide.shape[1])
+    if x.device.type != "cpu" or x.numel() < SMALL: x = widen(x, weight.shape[0] // x.shape[1])
+    if x.device.type == "cpu": return _Depthwise.apply(x.contiguous(memory_format=torch.channels_last), weight, stride, dilation)
+    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 # %% ../nbs/03_operations.ipynb #3203014
 def _blocks(x: Tensor, groups: int) -> Tensor:

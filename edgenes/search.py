@@ -120,10 +120,10 @@ def objective(b: Bilevel, batch: Batch, pull: Pull) -> tuple[Tensor, Tensor, Ten
 def structure_step(b: Bilevel, validation: Batch, train: Batch, pull: Pull) -> tuple[Tensor, Tensor]:
     "One Adam step of the structure; returns (validation loss, squared distance)."
     if b.settings.order == 1:
-        b.net.requires_grad_(False)
+        for w in b.weights: w.requires_grad_(False)
         total, loss, distance = objective(b, validation, pull)
         grads = torch.autograd.grad(total, b.parameters, allow_unused=True)
-        b.net.requires_grad_(True)
+        for w in b.weights: w.requires_grad_(True)
     else: grads, loss, distance = unrolled_gradients(b, validation, train, pull)
     for p, g in zip(b.parameters, grads): p.grad = g
     b.structure_optimiser.step()
@@ -135,7 +135,7 @@ def weight_step(b: Bilevel, train: Batch, pull: Pull = Pull()) -> Tensor:
     loss = b.loss(train, vector, pull.t, pull.noise + 2)
     grads = torch.autograd.grad(loss, b.weights, allow_unused=b.settings.relaxation == "sampled")
     for p, g in zip(b.weights, grads): p.grad = g
-    nn.utils.clip_grad_norm_(b.weights, b.settings.clip, foreach=True)
+    nn.utils.clip_grad_norm_(b.weights, b.settings.clip)
     b.weight_optimiser.step()
     return loss.detach()
 

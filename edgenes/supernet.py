@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from .core import require
 from .genotype import SearchSpace
-from .operations import ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, pointwise, preprocess
+from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, pointwise, preprocess, widen
 
 # %% auto #0
-__all__ = ['Reads', 'SeparableBundle', 'ReduceBundle', 'SourceOps', 'Cell', 'reduction_cells', 'Supernet']
+__all__ = ['Reads', 'SeparableBundle', 'separable', 'ReduceBundle', 'SourceOps', 'Cell', 'reduction_cells', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
 class Reads:
@@ -33,12 +34,6 @@ class Reads:
     def even(self) -> Tensor:
         "The ReLU at the output's size: its even pixels at stride 2."
         return self.corners[:, :self.x.shape[1]] if self.stride == 2 else self.relu
-
-    def wide(self, edges: int) -> Tensor:
-        "`even` once for every edge: (N, edges * C, H / stride, W / stride)."
-        if edges == 1: return self.even
-        rows = self.even.permute(0, 2, 3, 1)
-        return rows.unsqueeze(3).expand(-1, -1, -1, edges, -1).flatten(3).permute(0, 3, 1, 2)
 
     def pools(self, names: list[str]) -> Tensor:
         "The pools, after BN, side by side: (N, pools * C, H / stride, W / stride)."
@@ -63,18 +58,24 @@ class SeparableBundle(nn.Module):
         self.depth = nn.ParameterList(nn.Conv2d(wide, wide, k, groups=wide, bias=False).weight for _ in self.strides)
         self.point = nn.ParameterList(nn.Conv2d(wide, wide, 1, groups=total, bias=False).weight for _ in self.strides)
 
-    def forward(self,
-                reads: Reads,
-                wide: Tensor,            # `reads.wide` of these edges
-                edges: tuple[int, ...],  # which of the edges
-                scale: Tensor,           # (edges * C,) mixing weight of every channel
-                ) -> Tensor:             # (N, edges * C, H / stride, W / stride)
-        y = reads.relu if self.strides[0] == 2 else wide
-        for stage, (stride, depth, point) in enumerate(zip(self.strides, self.depth, self.point)):
-            if stage: y = F.relu(F.batch_norm(y, None, None, training=True), inplace=True)
-            y = depthwise(y, _pick(depth, self.total, edges), stride, self.dilation)
-            y = pointwise(y, _pick(point, self.total, edges), len(edges))
-        return F.batch_norm(y, None, None, scale, training=True)
+    def kernels(self, stage: int, edges: tuple[int, ...], k: int) -> tuple[Tensor, Tensor]:
+        "(depthwise, pointwise) weights of a stage on these edges, the depthwise ones padded with zeros to k x k."
+        depth, pad = _pick(self.depth[stage], self.total, edges), (k - self.depth[stage].shape[-1]) // 2
+        return F.pad(depth, (pad,) * 4) if pad else depth, _pick(self.point[stage], self.total, edges)
+
+def separable(bundles: list[SeparableBundle],  # they differ in the size of their kernels alone
+              x: Tensor,               # (N, m * C, H, W): ReLU of the source, m times
+              edges: tuple[int, ...],  # which of the edges
+              scales: list[Tensor],    # for every bundle (edges * C,), the mixing weight of every channel
+              ) -> Tensor:             # (N, edges * C, H / stride, W / stride), the weighted sum of the bundles
+    "Separable convolutions on these edges: all bundles as one convolution, smaller kernels padded with zeros."
+    k, join = max(b.depth[0].shape[-1] for b in bundles), lambda parts: torch.cat(parts) if len(parts) > 1 else parts[0]
+    for stage, stride in enumerate(bundles[0].strides):
+        if stage: x = F.relu(F.batch_norm(x, None, None, training=True), inplace=True)
+        depth, point = map(join, zip(*(b.kernels(stage, edges, k) for b in bundles)))
+        x = pointwise(depthwise(x, depth, stride, bundles[0].dilation), point, len(edges) * len(bundles))
+    x = F.batch_norm(x, None, None, join(scales), training=True)
+    return x if len(bundles) == 1 else x.unflatten(1, (len(bundles), -1)).sum(1)
 
 # %% ../nbs/04_supernet.ipynb #8cae008
 class ReduceBundle(nn.Module):
@@ -109,8 +110,13 @@ class SourceOps(nn.Module):
         c, index = reads.x.shape[1], self.operations.index
         scales = mix.t().repeat_interleave(c, 1).unbind()  # O times (edges * C,)
         convolutions = [n for n in names if n in self.bundles and n != "skip_connect"]
-        wide = reads.wide(len(edges)) if any(self.bundles[n].strides[0] == 1 for n in convolutions) else reads.relu
-        terms = [self.bundles[n](reads, wide, edges, scales[index(n)]) for n in convolutions]
+        kinds: dict[Any, list[str]] = {}  # convolutions that are computed as one
+        few = reads.x.device.type != "cpu" or reads.x.numel() < SMALL
+        for n in convolutions: kinds.setdefault((self.bundles[n].strides, self.bundles[n].dilation) if few else n, []).append(n)
+        halves = {n: self.bundles[n].strides[0] == 2 for n in convolutions}
+        wide = reads.even if few or all(halves.values()) else widen(reads.even, len(edges))
+        terms = [separable([self.bundles[n] for n in together], reads.relu if halves[together[0]] else wide, edges,
+                           [scales[index(n)] for n in together]) for together in kinds.values()]
         pools = [n for n in names if "pool" in n]
         eye = torch.eye(c, dtype=mix.dtype, device=mix.device)
         if pools: terms.append(pointwise(reads.pools(pools), torch.kron(mix[:, [index(n) for n in pools]], eye)[..., None, None]))

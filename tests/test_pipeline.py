@@ -16,7 +16,7 @@ from edgenes.report import build, published_figures
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-COMMITTED = [p for p in sorted(ROOT.glob("results/*/tables")) if (p.parent / "runs").is_dir()]
+COMMITTED = [p for p in sorted(ROOT.glob("results/*/tables")) if (p.parent / "runs").is_dir() and p.parent.name != "bench"]
 
 
 def results_of(folder: Path) -> dict:
@@ -82,6 +82,17 @@ def test_committed_tables_are_those_of_their_records(tables, tmp_path):
     build(tmp_path / tables.parent.name, published_figures(ROOT))
     for csv in tables.glob("*.csv"):
         assert (tmp_path / tables.parent.name / "tables" / csv.name).read_text() == csv.read_text(), csv
+
+
+def test_benchmark_tables_are_those_of_its_newest_record():
+    import pandas as pd
+
+    from edgenes.records import Records, all_records
+    folder = ROOT / "results" / "bench"
+    newest = max(all_records(Records(folder), "benchmark"), key=lambda r: r["provenance"]["written"])["results"]
+    for name, key in (("benchmark", "rows"), ("growth", "growth"), ("kinds", "kinds")):
+        assert pd.DataFrame(newest[key]).to_csv(index=False) == (folder / "tables" / f"{name}.csv").read_text(), name
+    assert newest["differences"]["output"] < 1e-5
 
 
 def test_results_of_the_cpu_profile_are_committed_and_calibrated():
