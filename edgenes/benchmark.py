@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 import edgenes.operations
 import edgenes.relaxation
 import edgenes.supernet
-from .core import EdgenesError, read_json, require
+from .core import read_json, require
 from .data import Augment, augment
 from .ensembles import select
 from .genotype import Genotype, SearchSpace
@@ -230,6 +230,12 @@ class PlainNetwork(DiscreteNetwork):
             before, previous = previous, torch.cat(states[2:], 1)
         return self.head(previous.mean((2, 3))), None
 
+def _retrain_step(net: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimiser.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+    optimiser.step()
+
 def retraining(genotypes: int = 6, repeats: int = 5, batch: int = 96, size: int = 32) -> dict[str, Any]:
     "A retraining step, summed over random genotypes. `EdgenesError` when the logits differ from the plain network's."
     torch.set_num_threads(1)
@@ -243,13 +249,7 @@ def retraining(genotypes: int = 6, repeats: int = 5, batch: int = 96, size: int 
         require(gap < 1e-3, f"the logits of a discrete network differ from the plain one's by {gap:.1e}: the fast path is wrong")
         optimisers = {k: torch.optim.SGD(n.parameters(), 0.025, 0.9, weight_decay=3e-4) for k, n in nets.items()}
 
-        def step(k: str) -> None:
-            optimisers[k].zero_grad()
-            F.cross_entropy(nets[k](images[k]), y).backward()
-            nn.utils.clip_grad_norm_(nets[k].parameters(), 5.0)
-            optimisers[k].step()
-
-        times = in_turns({k: partial(step, k) for k in nets}, repeats)
+        times = in_turns({k: partial(_retrain_step, nets[k], optimisers[k], images[k], y) for k in nets}, repeats)
         ours, plain = ([a + t for a, t in zip(total, times[k])] for k, total in (("ours", ours), ("plain", plain)))
     return row(f"retraining step, {genotypes} genotypes", ours, plain)
 
@@ -339,7 +339,7 @@ def growth(base: dict[str, Any], axes: dict[str, tuple[int, ...]], repeats: int 
     for axis, values in axes.items():
         for value in values:
             b, batch = problem(**{**base, axis: value})
-            seconds = in_turns({"ours": lambda: our_step(b, batch)}, repeats)["ours"]
+            seconds = in_turns({"ours": partial(our_step, b, batch)}, repeats)["ours"]
             with Clock() as clock: our_step(b, batch)
             peak = int(_child(f"peak_bytes(False, **{ {**base, axis: value} })")) / 2**20 if measure_memory else None
             found.append({"axis": axis, "value": value, "seconds": statistics.median(seconds), "seconds_min": min(seconds), "seconds_max": max(seconds),
