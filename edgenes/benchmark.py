@@ -276,6 +276,7 @@ def augmentation(images: int = 4096, repeats: int = 3) -> dict[str, Any]:
     times = in_turns({"ours": ours, "plain": lambda: sum(len(part) for part in loader)}, repeats)
     return row(f"augmentation of {images} images", times["ours"], times["plain"])
 
+# %% ../nbs/17_benchmark.ipynb #070f017
 def timed_steps(steps: int, threads: int) -> float:
     "Seconds of so many faithful steps on so many threads, after one that warms up."
     torch.set_num_threads(threads)
@@ -313,7 +314,7 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d")}
 
-# %% ../nbs/17_benchmark.ipynb #070f018
+# %% ../nbs/17_benchmark.ipynb #070f019
 class Clock(Launches):
     "Seconds, bytes and floating-point operations, by torch's own formulas, of every kind of operation."
     def __init__(self) -> None:
@@ -346,6 +347,7 @@ def growth(base: dict[str, Any], axes: dict[str, tuple[int, ...]], repeats: int 
                           "gigaflops": sum(clock.flops.values()) / 1e9, "peak_mib": peak})
     return found
 
+# %% ../nbs/17_benchmark.ipynb #070f020
 def roofline(repeats: int = 3, **sizes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
     "A faithful step on one thread against the machine's peak: (figures, its kinds of operations by their share of the time)."
     torch.set_num_threads(1)

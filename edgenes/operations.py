@@ -152,6 +152,7 @@ def _product(x: Tensor, matrices: Tensor) -> Tensor:
     torch.bmm(_blocks(x, groups), matrices, out=_blocks(out, groups))
     return out
 
+# %% ../nbs/03_operations.ipynb #3203015
 class _Pointwise(torch.autograd.Function):
     "A grouped 1x1 convolution as a batch of matrix products (identity 6)."
     @staticmethod
@@ -182,7 +183,7 @@ def pointwise(x: Tensor,       # (N, groups * A, H, W)
     if x.device.type != "cpu": return F.conv2d(x, weight, groups=groups)
     return _Pointwise.apply(_channels_last(x), weight, groups)
 
-# %% ../nbs/03_operations.ipynb #3203017
+# %% ../nbs/03_operations.ipynb #3203018
 def average_pool(x: Tensor,       # (N, C, H, W)
                  stride: int = 1,
                  ) -> Tensor:     # (N, C, ceil(H / stride), ceil(W / stride))
@@ -209,7 +210,7 @@ def dense(x: Tensor) -> Tensor:
     "x itself, but its gradient is made dense with the channels last: that of a concatenation is a slice, for which libraries take slow routes."
     return _Dense.apply(x)
 
-# %% ../nbs/03_operations.ipynb #3203020
+# %% ../nbs/03_operations.ipynb #3203021
 def norm(channels: int, affine: bool = True) -> nn.BatchNorm2d:
     "BN as retraining (`affine`, with running statistics) or as the search (neither) uses it."
     return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
@@ -238,7 +239,7 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(pointwise(corners(F.relu(x) if self.relu else x), corner_weight(self.even.weight[..., 0, 0], self.odd.weight[..., 0, 0])))
 
-# %% ../nbs/03_operations.ipynb #3203021
+# %% ../nbs/03_operations.ipynb #3203022
 class Depthwise(nn.Conv2d):
     "A depthwise convolution layer that computes through `depthwise`."
     def __init__(self, channels: int, k: int, stride: int = 1, dilation: int = 1):

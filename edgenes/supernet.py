@@ -182,6 +182,7 @@ def reduction_cells(layers: int) -> set[int]:
     "The cells that halve the image: `layers // 3` and `2 * layers // 3` (DARTS)."
     return {layers // 3, 2 * layers // 3}
 
+# %% ../nbs/04_supernet.ipynb #8cae013
 class Supernet(nn.Module):
     "The relaxed network. It has no buffers: its output depends on the weights, the batch and the mixing weights alone."
     def __init__(self,

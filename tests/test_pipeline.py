@@ -91,7 +91,8 @@ def test_benchmark_tables_are_those_of_its_newest_record():
     folder = ROOT / "results" / "bench"
     newest = max(all_records(Records(folder), "benchmark"), key=lambda r: r["provenance"]["written"])["results"]
     for name, key in (("benchmark", "rows"), ("growth", "growth"), ("kinds", "kinds")):
-        assert pd.DataFrame(newest[key]).to_csv(index=False) == (folder / "tables" / f"{name}.csv").read_text(), name
+        path = folder / "tables" / f"{name}.csv"
+        assert pd.DataFrame(newest[key])[list(pd.read_csv(path).columns)].to_csv(index=False) == path.read_text(), name
     assert newest["differences"]["output"] < 1e-5
 
 

