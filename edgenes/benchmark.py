@@ -314,9 +314,9 @@ def machine() -> dict[str, Any]:
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown") \
         if Path("/proc/cpuinfo").exists() else platform.processor()
     return {"processor": model, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d")}
+            "date": time.strftime("%Y-%m-%d %H:%M:%S")}
 
-# %% ../nbs/17_benchmark.ipynb #070f019
+# %% ../nbs/17_benchmark.ipynb #070f021
 class Clock(Launches):
     "Seconds, bytes and floating-point operations, by torch's own formulas, of every kind of operation."
     def __init__(self) -> None:
@@ -349,7 +349,7 @@ def growth(base: dict[str, Any], axes: dict[str, tuple[int, ...]], repeats: int 
                           "gigaflops": sum(clock.flops.values()) / 1e9, "peak_mib": peak})
     return found
 
-# %% ../nbs/17_benchmark.ipynb #070f020
+# %% ../nbs/17_benchmark.ipynb #070f022
 def roofline(repeats: int = 3, **sizes: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
     "A faithful step on one thread against the machine's peak: (figures, its kinds of operations by their share of the time)."
     torch.set_num_threads(1)

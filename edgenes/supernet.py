@@ -17,7 +17,8 @@ from .genotype import SearchSpace
 from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, pointwise, preprocess, widen
 
 # %% auto #0
-__all__ = ['Reads', 'SeparableBundle', 'separable', 'ReduceBundle', 'SourceOps', 'Cell', 'reduction_cells', 'Supernet']
+__all__ = ['Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'SourceOps', 'Cell',
+           'reduction_cells', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
 class Reads:
@@ -78,6 +79,23 @@ def separable(bundles: list[SeparableBundle],  # they differ in the size of thei
     return x if len(bundles) == 1 else x.unflatten(1, (len(bundles), -1)).sum(1)
 
 # %% ../nbs/04_supernet.ipynb #8cae008
+def convolutions(bundles: list[SeparableBundle], reads: Reads, edges: tuple[int, ...], scales: list[Tensor]) -> list[Tensor]:
+    "Weighted separable convolutions on these edges; their sum is wanted, and those that are computed as one come summed."
+    few = reads.x.device.type != "cpu" or reads.x.numel() < SMALL  # a call costs more than its work
+    kinds: dict[Any, list[int]] = {}
+    for i, b in enumerate(bundles): kinds.setdefault((b.strides, b.dilation) if few else i, []).append(i)
+    wide = reads.even if few or all(b.strides[0] == 2 for b in bundles) else widen(reads.even, len(edges))
+    return [separable([bundles[i] for i in together], reads.relu if bundles[together[0]].strides[0] == 2 else wide, edges,
+                      [scales[i] for i in together]) for together in kinds.values()]
+
+def weightless(features: Tensor,  # (N, ops * C, H, W): operations without weights, side by side
+               mix: Tensor,       # (edges, ops)
+               ) -> Tensor:       # (N, edges * C, H, W)
+    "Their weighted sum on every edge: the product with M (x) I."
+    eye = torch.eye(features.shape[1] // mix.shape[1], dtype=mix.dtype, device=mix.device)
+    return pointwise(features, torch.kron(mix, eye)[..., None, None])
+
+# %% ../nbs/04_supernet.ipynb #8cae009
 class ReduceBundle(nn.Module):
     "The factorized reduce (skip at stride 2) on all edges that leave a source: one 1x1 convolution of its corners."
     def __init__(self, channels: int, total: int):
@@ -91,7 +109,7 @@ class ReduceBundle(nn.Module):
         even, odd = (_pick(w, self.total, edges).view(len(edges), -1, c) for w in (self.even, self.odd))
         return F.batch_norm(pointwise(reads.corners, corner_weight(even, odd)), None, None, scale, training=True)
 
-# %% ../nbs/04_supernet.ipynb #8cae009
+# %% ../nbs/04_supernet.ipynb #8cae010
 class SourceOps(nn.Module):
     "All operations on the `total` edges that leave one source of a cell."
     def __init__(self, operations: tuple[str, ...], channels: int, total: int, stride: int):
@@ -109,21 +127,13 @@ class SourceOps(nn.Module):
         "The weighted sum of the operations `names` on each of these edges; `mix` has (edges, O)."
         c, index = reads.x.shape[1], self.operations.index
         scales = mix.t().repeat_interleave(c, 1).unbind()  # O times (edges * C,)
-        convolutions = [n for n in names if n in self.bundles and n != "skip_connect"]
-        kinds: dict[Any, list[str]] = {}  # convolutions that are computed as one
-        few = reads.x.device.type != "cpu" or reads.x.numel() < SMALL
-        for n in convolutions: kinds.setdefault((self.bundles[n].strides, self.bundles[n].dilation) if few else n, []).append(n)
-        halves = {n: self.bundles[n].strides[0] == 2 for n in convolutions}
-        wide = reads.even if few or all(halves.values()) else widen(reads.even, len(edges))
-        terms = [separable([self.bundles[n] for n in together], reads.relu if halves[together[0]] else wide, edges,
-                           [scales[index(n)] for n in together]) for together in kinds.values()]
+        convs = [n for n in names if "conv" in n]
+        terms = convolutions([self.bundles[n] for n in convs], reads, edges, [scales[index(n)] for n in convs])
         pools = [n for n in names if "pool" in n]
-        eye = torch.eye(c, dtype=mix.dtype, device=mix.device)
-        if pools: terms.append(pointwise(reads.pools(pools), torch.kron(mix[:, [index(n) for n in pools]], eye)[..., None, None]))
-        if "skip_connect" in self.bundles and "skip_connect" in names:
-            terms.append(self.bundles["skip_connect"](reads, edges, scales[index("skip_connect")]))
-        elif "skip_connect" in names:
-            terms.append(pointwise(reads.x, torch.kron(mix[:, [index("skip_connect")]], eye)[..., None, None]))
+        if pools: terms.append(weightless(reads.pools(pools), mix[:, [index(n) for n in pools]]))
+        if "skip_connect" in names:
+            bundle, o = self.bundles["skip_connect"] if self.stride == 2 else None, index("skip_connect")
+            terms.append(bundle(reads, edges, scales[o]) if bundle is not None else weightless(reads.x, mix[:, [o]]))
         total = terms[0]
         for term in terms[1:]: total = total.add_(term)
         return total
@@ -145,7 +155,7 @@ class SourceOps(nn.Module):
                 sums[edge] = sums[edge] + part if edge in sums else part
         return sums
 
-# %% ../nbs/04_supernet.ipynb #8cae011
+# %% ../nbs/04_supernet.ipynb #8cae012
 class Cell(nn.Module):
     "A relaxed cell: inputs (N, c_before, H, W) and (N, c_previous, H', W') after a ReLU, output (N, nodes * c, ...) before one."
     def __init__(self, space: SearchSpace, c_before: int, c_previous: int, c: int, reduction: bool, reduced_before: bool):
@@ -166,6 +176,9 @@ class Cell(nn.Module):
         states: dict[int, Tensor] = {}  # the inputs 0 and 1, then the nodes
         wanted = [None if used is None else [used[row] for row in rows] for rows in self.rows]  # of every source
         read = [part is None or any(map(any, part)) for part in wanted]
+        fed = {node for nodes, part in zip(self.served, wanted) for i, node in enumerate(nodes) if part is None or any(part[i])}
+        missing = sorted(set(self.served[0]) - fed)
+        require(not missing, f"node {missing[:1]} has no used operation: use at least one on an edge that enters each node")
         both = before is previous and isinstance(self.pre0, ConvNorm) and read[0] and read[1]
         if both: states[0], states[1] = self._inputs(before)
         for j, (source, nodes, rows) in enumerate(zip(self.sources, self.served, self.rows)):
@@ -173,16 +186,14 @@ class Cell(nn.Module):
             if j < 2 and not both: states[j] = self.pre1(previous) if j else self.pre0(before)
             for edge, part in source(states[j], mix[rows], wanted[j]).items():
                 states[nodes[edge]] = states[nodes[edge]] + part if nodes[edge] in states else part
-        missing = [node for node in self.served[0] if node not in states]
-        require(not missing, f"node {missing[:1]} has no used operation: use at least one on an edge that enters each node")
         return torch.cat([states[node] for node in self.served[0]], 1)
 
-# %% ../nbs/04_supernet.ipynb #8cae012
+# %% ../nbs/04_supernet.ipynb #8cae013
 def reduction_cells(layers: int) -> set[int]:
     "The cells that halve the image: `layers // 3` and `2 * layers // 3` (DARTS)."
     return {layers // 3, 2 * layers // 3}
 
-# %% ../nbs/04_supernet.ipynb #8cae013
+# %% ../nbs/04_supernet.ipynb #8cae014
 class Supernet(nn.Module):
     "The relaxed network. It has no buffers: its output depends on the weights, the batch and the mixing weights alone."
     def __init__(self,
