@@ -254,8 +254,8 @@ def retraining(genotypes: int = 6, repeats: int = 5, batch: int = 96, size: int 
     return row(f"retraining step, {genotypes} genotypes", ours, plain)
 
 # %% ../nbs/17_benchmark.ipynb #070f016
-def augmentation(images: int = 4096, repeats: int = 3) -> dict[str, Any]:
-    "Seconds to augment images of 32 x 32, a batch of 64 at a time on one thread, against torchvision's transforms of single images with two workers."
+def augmentation(images: int = 4096, repeats: int = 3, workers: int = 2) -> dict[str, Any]:
+    "Seconds to augment images of 32 x 32, a batch of 64 at a time on one thread, against torchvision's transforms of single images with so many workers."
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms as T
@@ -268,7 +268,7 @@ def augmentation(images: int = 4096, repeats: int = 3) -> dict[str, Any]:
         def __len__(self) -> int: return images
         def __getitem__(self, i: int) -> Tensor: return change(pictures[i])
 
-    loader, g = DataLoader(Pictures(), 64, num_workers=2, persistent_workers=True), torch.Generator().manual_seed(0)
+    loader, g = DataLoader(Pictures(), 64, num_workers=workers, persistent_workers=workers > 0), torch.Generator().manual_seed(0)
 
     def ours() -> None:
         for part in pixels.split(64):  # normalised as `Data.normalise` does it
