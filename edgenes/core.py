@@ -17,13 +17,16 @@ from typing import Any
 import torch
 
 # %% auto #0
-__all__ = ['EdgenesError', 'require', 'pick_device', 'compute_seconds', 'derive_seed', 'stream', 'write_atomic', 'write_json',
-           'read_json', 'content_hash']
+__all__ = ['EdgenesError', 'Diverged', 'require', 'pick_device', 'compute_seconds', 'derive_seed', 'stream', 'write_atomic',
+           'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
     "Bad input or a broken environment, told in one line: what is wrong, where, and the remedy."
     def __init__(self, message: str): super().__init__(" ".join(str(message).split()))
+
+class Diverged(EdgenesError):
+    "A loss that is not finite: a result of the run, not a fault of its input."
 
 def require(condition: Any,  # what must hold
             message: str,    # one line: what is wrong, where, and the remedy

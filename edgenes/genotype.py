@@ -127,6 +127,10 @@ class SearchSpace:
         require(found == self.shapes, f"alpha and beta have shapes {found}, this space has {self.shapes}: build them with it")
         return torch.cat([alpha.flatten(-3), beta.flatten(-2)], -1)
 
+    def position(self, edge: Edge) -> tuple[int, int, int]:
+        "Where an edge stands in alpha (T, E, O)."
+        return self.cell_types.index(edge.cell), self.edges.index((edge.node, edge.source)), self.operations.index(edge.operation)
+
     def to_dict(self) -> dict[str, Any]:
         "Plain lists and numbers, for JSON."
         return {"nodes": self.nodes, "inputs_per_node": self.inputs_per_node,

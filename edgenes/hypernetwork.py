@@ -24,20 +24,22 @@ class Hypernetwork(nn.Module):
                  margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
                  space: SearchSpace | None = None,     # needed by `sample`
                  generator: torch.Generator | None = None,  # draws the initial vectors
+                 printed: bool = False,  # interpolate as the paper's equation 4 prints it: see below
                  ):
         super().__init__()
         require(size >= 1 and max_shared >= 1, f"size {size}, max_shared {max_shared}: give at least 1 of each")
         require(knots >= 2, f"{knots} knots: give at least 2, the ends")
         require(space is None or (space.size, space.max_shared) == (size, max_shared),
                 f"size {size}, max_shared {max_shared} do not fit the search space: use Hypernetwork.of(space)")
-        self.max_shared, self.margin, self.space = max_shared, margin, space
+        self.max_shared, self.margin, self.space, self.printed = max_shared, margin, space, printed
         self.vectors = nn.Parameter(1e-3 * torch.randn(knots, size, generator=generator))
         self.segments = nn.Parameter(torch.zeros(knots - 1))
 
     @classmethod
-    def of(cls, space: SearchSpace, knots: int = 5, margin: float = 0.2, generator: torch.Generator | None = None) -> Hypernetwork:
+    def of(cls, space: SearchSpace, knots: int = 5, margin: float = 0.2, generator: torch.Generator | None = None,
+           printed: bool = False) -> Hypernetwork:
         "A hypernetwork for `space`, able to `sample` genotypes."
-        return cls(space.size, space.max_shared, knots, margin, space, generator)
+        return cls(space.size, space.max_shared, knots, margin, space, generator, printed)
 
     def knots(self) -> Tensor:
         "Positions (K,) of the knots, increasing, the first 0 and the last Lambda exactly."
@@ -59,6 +61,7 @@ class Hypernetwork(nn.Module):
         knots = self.knots()
         left = (torch.searchsorted(knots.detach(), lam.detach(), right=True) - 1).clamp(0, len(knots) - 2)
         weight = ((lam - knots[left]) / (knots[left + 1] - knots[left])).unsqueeze(-1)
+        if self.printed: weight = 1 - weight
         return (1 - weight) * self.vectors[left] + weight * self.vectors[left + 1]
 
     def sample(self,

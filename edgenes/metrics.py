@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from .ensembles import check_probs
 
 # %% auto #0
-__all__ = ['ECE_BINS', 'ensemble_metrics']
+__all__ = ['ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature']
 
 # %% ../nbs/10_metrics.ipynb #2e2e005
 ECE_BINS = 15
@@ -38,3 +40,20 @@ def ensemble_metrics(probs: Any,   # (M, N, K) softmax outputs of the members
             "brier": (mean - torch.nn.functional.one_hot(y, classes)).square().sum(1).mean().item(),
             "ece": calibration.item(), "oracle_nll_nats": -true.amax(0).clamp_min(eps).log().mean().item(),
             "disagreement": torch.stack(pairs).mean().item() if pairs else 0.0}
+
+# %% ../nbs/10_metrics.ipynb #2e2e007
+def scaled(probs: Any,          # (M, N, K) softmax outputs of the members
+           temperature: float,  # T; above 1 makes answers less sure
+           ) -> torch.Tensor:   # (1, N, K)
+    "The mean of the members, sharpened or flattened by a temperature."
+    p = check_probs(probs)[0].double().mean(0, keepdim=True).clamp_min(torch.finfo(torch.float32).eps)
+    return (p.log() / temperature).softmax(2).float()
+
+def fit_temperature(probs: Any,   # (M, N, K) softmax outputs on validation data
+                    labels: Any,  # (N,)
+                    ) -> float:   # between 0.05 and 20
+    "The T with the least NLL of the scaled mean; `EdgenesError` as `ensemble_metrics`."
+    p, y = check_probs(probs, labels)
+    logs = p.double().mean(0).clamp_min(torch.finfo(torch.float32).eps).log()
+    cost = lambda log_t: torch.nn.functional.cross_entropy(logs / np.exp(log_t), y).item()
+    return float(np.exp(minimize_scalar(cost, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4}).x))

@@ -27,7 +27,7 @@ from .core import content_hash, read_json, require, write_atomic, write_json
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance', 'Records',
-           'write_record', 'all_records', 'save_predictions', 'load_predictions']
+           'write_record', 'all_records', 'save_predictions', 'save_weights', 'load_weights', 'load_predictions']
 
 # %% ../nbs/13_records.ipynb #9c0c005
 def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -84,7 +84,7 @@ PACKAGE = Path(edgenes.__file__).parent
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     "Hash of the package's modules."
-    return content_hash([[p.name, p.read_text(encoding="utf-8")] for p in sorted(PACKAGE.glob("*.py"))])
+    return content_hash([[p.name, p.read_text(encoding="utf-8")] for p in sorted(PACKAGE.rglob("*.py"))])
 
 def notebooks_hash() -> str | None:
     "Hash of the cells of the experiment notebooks in the checkout, without their outputs; None outside one."
@@ -164,6 +164,17 @@ def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(a, dtype=np.float16) for name, a in arrays.items()})
     write_atomic(records.folder / "cache" / f"{key}.npz", buffer.getvalue())
+
+def save_weights(records: Records, key: str, net: torch.nn.Module) -> None:
+    "Keeps the trained weights of a run in the cache, as safetensors."
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    write_atomic(records.folder / "cache" / f"{key}.safetensors", safetensors.torch.save(state))
+
+def load_weights(records: Records, key: str, net: torch.nn.Module) -> bool:
+    "Puts kept weights into a network of the same shape; False where there are none that fit."
+    try: net.load_state_dict(safetensors.torch.load((records.folder / "cache" / f"{key}.safetensors").read_bytes()))
+    except (OSError, SafetensorError, RuntimeError): return False
+    return True
 
 def load_predictions(records: Records, key: str) -> dict[str, np.ndarray] | None:
     "Kept predictions by name, or None where there are none (they are a cache: a damaged file counts as none)."

@@ -13,7 +13,8 @@ from .core import require
 from .genotype import Genotype, SearchSpace
 
 # %% auto #0
-__all__ = ['edge_softmax', 'mixing_weights', 'gumbel_top_k', 'sampled_weights', 'smoothed_shared_edges', 'anneal']
+__all__ = ['edge_softmax', 'mixing_weights', 'gumbel_top_k', 'gumbel_weights', 'sampled_weights', 'smoothed_shared_edges',
+           'anneal']
 
 # %% ../nbs/05_relaxation.ipynb #d2ec005
 def edge_softmax(space: SearchSpace,
@@ -57,6 +58,15 @@ def _draw(space: SearchSpace, vector: Tensor, temperature: float, generator: tor
                        for entering in space.node_slices], -1)
     return operations, edges
 
+def gumbel_weights(space: SearchSpace,
+                   vector: Tensor,      # (size,) structure vector
+                   temperature: float,  # t of the Gumbel-softmax
+                   generator: torch.Generator | None = None,  # source of the Gumbel noise; None: no noise
+                   ) -> Tensor:         # (T, E, O)
+    "Mixing weights by the Gumbel-softmax: every operation takes part, with a weight that is drawn."
+    operations, edges = _draw(space, vector, temperature, generator)
+    return operations * edges.unsqueeze(-1)
+
 def sampled_weights(space: SearchSpace,
                     vector: Tensor,      # (size,) structure vector
                     temperature: float,  # t of the Gumbel-softmax
@@ -84,9 +94,9 @@ def smoothed_shared_edges(optimum: Genotype,    # alpha*
     spread = (1 - smoothing) / max(len(space.operations) - 1, 1)
     target = torch.zeros_like(operations[(0,) * (operations.ndim - 3)])
     for edge in optimum.edges:
-        cell, row = space.cell_types.index(edge.cell), space.edges.index((edge.node, edge.source))
+        cell, row, operation = space.position(edge)
         target[cell, row] = spread
-        target[cell, row, space.operations.index(edge.operation)] = smoothing
+        target[cell, row, operation] = smoothing
     return ((target * operations).sum(-1) * edges).sum((-2, -1))
 
 # %% ../nbs/05_relaxation.ipynb #d2ec022

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import compute_seconds, derive_seed, require, stream
+from .core import Diverged, compute_seconds, derive_seed, require, stream
 from .data import Augment, Data, Split, batches
 from .genotype import Genotype
 from .operations import ConvNorm, dense, mean_pixel, norm, operation, preprocess
@@ -142,7 +142,7 @@ def retrain(data: Data,
     for epoch in range(len(log), s.epochs):
         start = compute_seconds(device)
         loss = _epoch(net, optimiser, data, s, seed, epoch)
-        require(math.isfinite(loss), f"the retraining of {genotype.key} diverged in epoch {epoch} (loss is not finite): lower lr")
+        if not math.isfinite(loss): raise Diverged(f"the retraining of {genotype.key} diverged in epoch {epoch} (loss is not finite): lower lr")
         log.append({"epoch": epoch, "train_loss_nats": loss, "seconds": compute_seconds(device) - start})
         if checkpoint is not None: checkpoint.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "log": log})
         if progress is not None: progress(epoch + 1, s.epochs)

@@ -10,21 +10,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import compute_seconds, derive_seed, require, stream
+from .core import Diverged, compute_seconds, derive_seed, require, stream
 from .data import Augment, Data, batches
 from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
-from .relaxation import anneal, mixing_weights, sampled_weights, smoothed_shared_edges
+from .relaxation import anneal, gumbel_weights, mixing_weights, sampled_weights, smoothed_shared_edges
 from .supernet import Supernet
 
 # %% auto #0
 __all__ = ['Batch', 'SearchSettings', 'VectorStructure', 'Bilevel', 'Pull', 'objective', 'structure_step', 'weight_step',
-           'unrolled_gradients', 'run_epoch', 'draw_lambda', 'anneal_cosine', 'lambda_grid', 'snapshot', 'Checkpoint',
-           'SearchResult', 'new_structure', 'search']
+           'unrolled_gradients', 'run_epoch', 'active_edges', 'draw_lambda', 'anneal_cosine', 'lambda_grid', 'snapshot',
+           'Checkpoint', 'SearchResult', 'new_structure', 'search']
 
 # %% ../nbs/07_search.ipynb #9507005
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class SearchSettings:
     draws: int = 4                 # draws of (lambda, noise) that estimate the regulariser of a step
     knots: int = 5                 # knots of the hypernetwork
     sign: int = 1                  # -1: the objective as the slides print it
-    relaxation: str = "faithful"   # every operation a step; "sampled": one drawn architecture a step (straight-through)
+    relaxation: str = "faithful"   # softmax over every operation; "gumbel": drawn weights, "sampled": one drawn architecture (straight-through)
+    printed: bool = False          # interpolate as the paper's equation 4 prints it, with jumps
     augment: Augment = Augment(pad=4, flip=True)
 
     def __post_init__(self) -> None:
@@ -59,12 +61,12 @@ class SearchSettings:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give at least 1")
         require(self.order in (1, 2), f"order is {self.order}: give 1 (first order) or 2 (unrolled)")
         require(self.sign in (1, -1), f"sign is {self.sign}: give 1, or -1 for the printed objective")
-        require(self.relaxation in ("faithful", "sampled"), f"relaxation is {self.relaxation!r}: use faithful or sampled")
-        require(self.order == 1 or self.relaxation == "faithful", "the sampled relaxation has no second order: use order=1")
+        require(self.relaxation in ("faithful", "gumbel", "sampled"), f"relaxation is {self.relaxation!r}: use faithful, gumbel or sampled")
+        require(self.order == 1 or self.relaxation == "faithful", "a drawn relaxation has no second order: use order=1")
 
     def described(self) -> dict[str, Any]:
         "The settings as inputs of a record; what is faithful goes without saying, so that the keys of faithful runs are those of always."
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("relaxation", "faithful")}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in (("relaxation", "faithful"), ("printed", False))}
 
 # %% ../nbs/07_search.ipynb #9507007
 Batch = tuple[Tensor, Tensor]  # normalised images (N, C, H, W), labels (N,)
@@ -90,10 +92,13 @@ class Bilevel:
                                                     weight_decay=settings.structure_weight_decay)
 
     def loss(self, batch: Batch, vector: Tensor, t: float = 1.0, noise: int = 0) -> Tensor:
-        "Cross-entropy of the supernet at a structure vector, in nats; a sampled relaxation draws at temperature t, seeded by `noise`."
-        if self.settings.relaxation == "sampled":
-            mix, used = sampled_weights(self.net.space, vector, t, torch.Generator(vector.device).manual_seed(noise))
-        else: mix, used = mixing_weights(self.net.space, vector), None
+        "Cross-entropy of the supernet at a structure vector, in nats; a drawn relaxation draws at temperature t, seeded by `noise`."
+        space, relaxation, used = self.net.space, self.settings.relaxation, None
+        if relaxation == "faithful": mix = mixing_weights(space, vector)
+        else:
+            generator = torch.Generator(vector.device).manual_seed(noise)
+            if relaxation == "gumbel": mix = gumbel_weights(space, vector, t, generator)
+            else: mix, used = sampled_weights(space, vector, t, generator)
         return F.cross_entropy(self.net(batch[0], mix, used), batch[1])
 
 # %% ../nbs/07_search.ipynb #9507008
@@ -169,24 +174,31 @@ def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, 
     return [c if d is None else d - c for d, c in zip(direct, curved)], loss, distance
 
 # %% ../nbs/07_search.ipynb #9507014
-def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int, epoch: int) -> dict[str, float]:
-    "One pass over both halves; returns the means of losses and regulariser. `lam` None with a hypernetwork: lambda is drawn."
+def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int, epoch: int) -> dict[str, Any]:
+    "One pass over both halves; returns the means of losses and regulariser, and a hypernetwork's active edges a step. `lam` None with a hypernetwork: lambda is drawn."
     s, chance = b.settings, stream(seed, "steps", epoch)
     c, t = anneal(*s.c, epoch, s.epochs), anneal(*s.t, epoch, s.epochs)
     lr = anneal_cosine(s.weight_lr, s.weight_lr_end, epoch, s.epochs)
     for group in b.weight_optimiser.param_groups: group["lr"] = lr
     train, validation = (batches(half, data, s.batch_size, stream(seed, name, epoch), s.augment)
                          for half, name in zip(halves, ("train", "validation")))
-    totals, steps = torch.zeros(3), 0
+    totals, active = torch.zeros(3), []
     for train_batch, validation_batch in zip(train, validation):
         first, second, *more = [draw_lambda(b, chance) for _ in range(s.draws + 1)] if isinstance(b.structure, Hypernetwork) \
             else [lam] * (2 if lam is None else s.draws + 1)
         pull = Pull(first, tuple(more), c, t, int(torch.randint(2**62, (), generator=chance)))
         loss, distance = structure_step(b, validation_batch, train_batch, pull)
         totals += torch.stack([weight_step(b, train_batch, replace(pull, lam=second)), loss, distance]).cpu()
-        steps += 1
-    train_loss, val_loss, distance = (totals / steps).tolist()
-    return {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}
+        active.append(active_edges(b, second))
+    train_loss, val_loss, distance = (totals / len(active)).tolist()
+    entry = {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}
+    return entry | ({"active_edges": active} if isinstance(b.structure, Hypernetwork) else {})
+
+def active_edges(b: Bilevel, lam: float | None) -> list[int]:
+    "Places in alpha (flat) of the edges that the discrete architecture keeps in a step; the theorem counts them."
+    with torch.no_grad(): genotype = Genotype.from_structure(b.net.space, b.structure(lam).cpu())
+    sizes = b.net.space.shapes[0]
+    return [int(np.ravel_multi_index(b.net.space.position(edge), sizes)) for edge in genotype.edges]
 
 def draw_lambda(b: Bilevel, generator: torch.Generator) -> float:
     "lambda ~ U(-margin, Lambda + margin)."
@@ -227,6 +239,7 @@ class SearchResult:
     structure: nn.Module        # `VectorStructure` or `Hypernetwork`
     space: SearchSpace
     log: list[dict[str, Any]]   # one entry an epoch
+    net: Supernet               # with its trained weights
 
     @property
     def genotype(self) -> Genotype:
@@ -237,7 +250,7 @@ class SearchResult:
 def new_structure(space: SearchSpace, settings: SearchSettings, seed: int, hypernetwork: bool) -> nn.Module:
     "A structure before training."
     if not hypernetwork: return VectorStructure(space.size, stream(seed, "structure"))
-    return Hypernetwork.of(space, settings.knots, settings.margin, stream(seed, "structure"))
+    return Hypernetwork.of(space, settings.knots, settings.margin, stream(seed, "structure"), settings.printed)
 
 # %% ../nbs/07_search.ipynb #9507019
 def search(data: Data,
@@ -262,12 +275,12 @@ def search(data: Data,
     for epoch in range(len(log), settings.epochs):
         start = compute_seconds(data.train.images.device)
         entry = run_epoch(b, data, halves, lam, seed, epoch)
-        require(math.isfinite(entry["train_loss_nats"] + entry["val_loss_nats"] + entry["regulariser"]),
-                f"the search diverged in epoch {epoch} (loss is not finite): lower weight_lr or structure_lr")
+        if not math.isfinite(entry["train_loss_nats"] + entry["val_loss_nats"] + entry["regulariser"]):
+            raise Diverged(f"the search diverged in epoch {epoch} (loss is not finite): lower weight_lr or structure_lr")
         log.append(entry | snapshot(structure, space, optimum) | {"seconds": compute_seconds(data.train.images.device) - start})
         if checkpoint is not None: checkpoint.save(_state(b, log))
         if progress is not None: progress(epoch + 1, settings.epochs)
-    return SearchResult(structure, space, log)
+    return SearchResult(structure, space, log, b.net)
 
 # %% ../nbs/07_search.ipynb #9507020
 def _state(b: Bilevel, log: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['finite', 'summary', 'paired_tests', 'tost', 'smallest_difference', 'auc', 'calibration_error', 'spearman']
+__all__ = ['finite', 'summary', 'paired_tests', 'tost', 'smallest_difference', 'mixed_model', 'auc', 'calibration_error',
+           'spearman']
 
 # %% ../nbs/11_statistics.ipynb #e94d005
 def finite(values: Any, name: str = "values") -> np.ndarray:
@@ -88,6 +90,25 @@ def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
     return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
 
 # %% ../nbs/11_statistics.ipynb #e94d016
+def mixed_model(frame: pd.DataFrame,    # one row a run
+                value: str, factor: str, group: str,  # names of its columns: what was measured, what is compared, the search seed
+                reference: str,         # the level of `factor` that the others are compared with
+                ) -> pd.DataFrame:      # one row a level
+    "Differences from a reference by a linear mixed model with a random level for each group; `converged` says whether the fit did. `EdgenesError` for fewer than 3 groups."
+    require(reference in set(frame[factor]), f"{factor} has no level {reference!r}: use one of {', '.join(map(str, frame[factor].unique()))}")
+    require(frame[group].nunique() >= 3, f"{frame[group].nunique()} levels of {group}: a random level needs at least 3")
+    finite(frame[value], value)
+    names = [name for name in dict.fromkeys(frame[factor]) if name != reference]
+    design = pd.DataFrame({"mean": 1.0} | {name: (frame[factor] == name).astype(float) for name in names}, index=frame.index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # statsmodels warns where the groups do not differ: the variance is then 0, and is reported
+        fit = MixedLM(frame[value].astype(float), design, groups=frame[group]).fit(reml=True)
+    interval = fit.conf_int()
+    return pd.DataFrame([{factor: name, "runs": int((frame[factor] == name).sum()), "groups": frame[group].nunique(), "difference": fit.params[name],
+                          "ci_low": interval.loc[name, 0], "ci_high": interval.loc[name, 1], "p": fit.pvalues[name],
+                          "sd_between": float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0))), "sd_within": float(np.sqrt(fit.scale)), "converged": bool(fit.converged)} for name in names])
+
+# %% ../nbs/11_statistics.ipynb #e94d019
 def auc(x: Any, y: Any) -> float:
     "Mean height of a curve: trapezoid area over the length of the x-axis."
     x, y = finite(x, "x"), finite(y, "y")
