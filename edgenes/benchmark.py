@@ -33,7 +33,7 @@ from .core import read_json, require
 from .data import Augment, augment
 from .ensembles import select
 from .genotype import Genotype, SearchSpace
-from .pipeline import project_root
+from .profiles import project_root
 from .retraining import DiscreteNetwork
 from .search import Batch, Bilevel, Pull, SearchSettings, VectorStructure, structure_step, weight_step
 from .supernet import Supernet

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision.transforms.v2.functional as T
 from torch import Tensor
 
 from .core import derive_seed, require
@@ -32,6 +31,7 @@ def corrupt(images: Tensor,   # (N, C, H, W) uint8; jpeg needs 1 or 3 channels
     "Corrupted images, the same at every call. `EdgenesError` for an unknown corruption or severity."
     require(name in CORRUPTIONS, f"unknown corruption {name!r}: use one of {', '.join(CORRUPTIONS)}")
     require(severity in SEVERITIES, f"severity is {severity!r}: give 1 to 5")
+    import torchvision.transforms.v2.functional as T  # here: its import takes seconds
     size, amount = list(images.shape[-2:]), CORRUPTIONS[name][severity - 1]
     if name == "jpeg":
         require(images.shape[1] in (1, 3), f"jpeg needs 1 or 3 channels, the images have {images.shape[1]}: leave it out")

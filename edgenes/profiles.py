@@ -62,9 +62,9 @@ _small = Augment(pad=1)
 _half = Augment(pad=2, flip=True)
 _step: dict[str, Any] = {"weight_lr": 0.1, "structure_lr": 0.1, "structure_betas": (0.5, 0.999)}  # for short searches
 PROFILES = {p.name: p for p in (
-    Profile("smoke", "digits", SearchSettings(1, 64, 32, 2, augment=_small), SearchSettings(2, 64, 32, 2, augment=_small),
+    Profile("smoke", "digits", SearchSettings(2, 64, 32, 2, augment=_small), SearchSettings(2, 64, 32, 2, augment=_small),
             RetrainSettings(1, channels=2, augment=_small), train_images=200, val_images=100, test_images=100, candidates=2, members=2,
-            deep_pool=3, free_pool=3, screened=2, curve_points=1, shift_images=20),
+            deep_pool=3, free_pool=3, screened=2, curve_points=2, shift_images=20),
     Profile("demo", "digits", SearchSettings(12, None, 32, 4, **_step, augment=_small),
             SearchSettings(24, None, 32, 4, **_step, augment=_small),
             RetrainSettings(12, 64, 8, lr=0.1, augment=_small), candidates=6, seeds=2, deep_pool=8, free_pool=10, screened=12, curve_points=3),

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from edgenes.pipeline import PROFILES, Task, get_profile, open_shop, run, run_task
-from edgenes.report import build, published_figures
+from edgenes.pipeline import run
+from edgenes.profiles import PROFILES, get_profile, open_shop
+from edgenes.report import EXPERIMENTS, build, experiment, published_figures, systems_of
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
 COMMITTED = [p for p in sorted(ROOT.glob("results/*/tables")) if (p.parent / "runs").is_dir() and p.parent.name != "bench"]
 
 
@@ -24,56 +25,59 @@ def results_of(folder: Path) -> dict:
     def strip(x):
         if isinstance(x, dict): return {k: strip(v) for k, v in x.items() if k != "seconds"}
         return [strip(v) for v in x] if isinstance(x, list) else x
-    return {p.name: strip(json.loads(p.read_text())["results"]) for p in (folder / "runs").glob("*.json") if not p.name.startswith("system")}
+    return {p.name: strip(json.loads(p.read_text())["results"]) for p in (folder / "runs").glob("*.json")}
 
 
-@pytest.mark.parametrize("notebook", EXPERIMENTS, ids=lambda p: p.stem)
+def every_plan(shop, seed=0):
+    return [plan for name in EXPERIMENTS for plan in experiment(name).plans(shop, seed)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
     import papermill
     parameters = {"profile": "smoke", "seed": 1, "results": str(tmp_path / "r"), "workers": 1, "device": "cpu"}
     papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), parameters, progress_bar=False)
-    assert list((tmp_path / "r" / "runs").glob("*.json")) and list((tmp_path / "r" / "tables").glob("*.csv"))
+    assert list((tmp_path / "r" / "tables").glob("*.csv"))
+    assert list((tmp_path / "r" / "runs").glob("*.json")) or notebook.stem == "space"
+
+
+def test_every_experiment_has_a_notebook_and_every_notebook_is_an_experiment():
+    assert {p.stem for p in NOTEBOOKS} - {"benchmark"} == set(EXPERIMENTS)
 
 
 def test_two_workers_give_the_records_of_one(tmp_path):
     for workers in (1, 2):
-        run(open_shop(get_profile("smoke"), tmp_path / str(workers), device="cpu"), [0], workers=workers, progress=False)
+        shop = open_shop(get_profile("smoke"), tmp_path / str(workers), device="cpu")
+        run(shop, experiment("quality").plans(shop, 0), workers=workers, progress=False)
     assert results_of(tmp_path / "1") == results_of(tmp_path / "2")
 
 
-LONGER = replace(PROFILES["smoke"], darts=replace(PROFILES["smoke"].darts, epochs=8), retrain=replace(PROFILES["smoke"].retrain, epochs=8))
-RESUME = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_pipeline import both_tasks
-both_tasks({folder!r})
-"""
+def test_two_pipelines_in_one_folder_share_the_work(tmp_path):
+    """Started together on the same records: both end, nothing is torn, and the results are those of one."""
+    shop = open_shop(get_profile("smoke"), tmp_path / "one", device="cpu")
+    run(shop, experiment("quality").plans(shop, 0), workers=1, progress=False)
+    open_shop(get_profile("smoke"), tmp_path / "both", device="cpu")
+    command = [sys.executable, "-m", "edgenes", "run", "smoke", "--results", str(tmp_path / "both"), "--seeds", "0,", "--experiments", "quality", "--workers", "1", "--no-notebooks"]
+    together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in together: assert process.wait() == 0, process.stderr.read()
+    assert results_of(tmp_path / "both") == results_of(tmp_path / "one")
+    assert not list((tmp_path / "both" / "work").iterdir())
 
 
-def both_tasks(folder):
-    """A search and the retraining of what it found."""
-    shop = open_shop(LONGER, folder, device="cpu")
-    record = run_task(Task("darts"), shop)
-    from edgenes.pipeline import optimum_of
-    run_task(Task("retraining", 5, genotype=optimum_of(record, LONGER.space)), shop)
-
-
-@pytest.mark.parametrize("kind", ["darts", "retraining"])
-def test_killed_and_resumed_is_bit_for_bit_the_same(kind, tmp_path):
-    both_tasks(tmp_path / "whole")
-    folder, environment = tmp_path / "killed", os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RESUME.format(tests=str(ROOT / "tests"), folder=str(folder))]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    for _ in range(6000):
-        if list(folder.glob(f"work/{kind}-*/epoch-0000[3-6].safetensors")): break
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list(folder.glob(f"runs/{kind}-*.json"))
-    subprocess.run(command, env=environment, check=True)
-    assert results_of(folder) == results_of(tmp_path / "whole")
-    assert not list((folder / "work").iterdir())
+def test_a_deleted_record_leaves_the_tables_and_an_edited_one_stops_them(tmp_path):
+    shop = open_shop(get_profile("smoke"), tmp_path, device="cpu")
+    run(shop, experiment("quality").plans(shop, 0, ("DARTS", "Random", "EdgeNES")), workers=1, progress=False)
+    build(tmp_path)
+    rows = (tmp_path / "tables" / "T2.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["DARTS", "Random", "EdgeNES"]
+    record = next(r for r in systems_of(shop.records, "quality") if r["inputs"]["system"] == "Random")
+    path = shop.records.path("system", record["inputs"])
+    good = path.read_text()
+    path.write_text(good.replace('"accuracy_percent": ', '"accuracy_percent": 1'))
+    with pytest.raises(ValueError, match="was changed after it was written"): build(tmp_path)
+    path.unlink()
+    build(tmp_path)
+    assert "Random" not in (tmp_path / "tables" / "T2.csv").read_text()
 
 
 @pytest.mark.parametrize("tables", COMMITTED, ids=lambda p: p.parent.name)
@@ -98,7 +102,7 @@ def test_benchmark_tables_are_those_of_its_newest_record():
 
 def test_results_of_the_cpu_profile_are_committed_and_calibrated():
     import pandas as pd
-    control = pd.read_csv(ROOT / "results" / "cpu" / "tables" / "F3.csv")
+    control = pd.concat(pd.read_csv(ROOT / "results" / name / "tables" / "F3.csv") for name in ("cpu", "cpu-long"))
     assert (control["calibration_error_edges"] <= 0.5).all() and (control["spearman"] >= 0.9).all()
 
 
@@ -116,7 +120,8 @@ def test_cpu_and_paper_differ_in_numbers_alone():
 def test_smoke_on_real_images(tmp_path):
     smoke = get_profile("smoke", source="cifar100", downscale=2, train_images=2000, val_images=500, test_images=500)
     profile = replace(smoke, darts=replace(smoke.darts, images=400), hyper=replace(smoke.hyper, images=400))  # each of 100 classes in both halves
-    run(open_shop(profile, tmp_path, device="cpu"), [0], workers=1, progress=False)
+    shop = open_shop(profile, tmp_path, device="cpu")
+    run(shop, experiment("quality").plans(shop, 0, ("DARTS", "EdgeNES")) + experiment("shift").plans(shop, 0)[:1], workers=1, progress=False)
     assert (build(tmp_path)[0]).exists()
 
 
@@ -125,7 +130,8 @@ def test_command_line_runs_the_method(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     header = (tmp_path / "r" / "tables" / "T2.csv").read_text().splitlines()
-    assert header[0].startswith("system,n,accuracy_percent,accuracy_sd") and len(header) == 8
+    assert header[0].startswith("system,n,accuracy_percent,accuracy_sd") and len(header) == 14
+    assert {p.stem for p in (tmp_path / "r" / "figures").glob("*.png")} == {"F1", "F2", "F3", "F3_learning", "F4", "T1", "T2_cost", "T2_seeds", "T3", "TH", "ablation", "relaxation", "shift"}
     assert all((tmp_path / "r" / "figures" / f"F3.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
