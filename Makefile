@@ -4,6 +4,7 @@ PIP_ARGS ?=
 PROFILE ?= demo
 DEVICE ?= auto
 SEEDS ?=
+EXPERIMENTS ?=
 EDGENES_DATA ?=
 
 SHELL := bash
@@ -21,7 +22,7 @@ endif
 .PHONY: all test report readme venv lock clean help
 
 all: $(READY) ## run the pipeline of PROFILE (demo, cpu or paper) into results/PROFILE/
-	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)')
+	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
 
 report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
 	$(BIN)/python -m edgenes report $(PROFILE)
@@ -55,5 +56,5 @@ clean: ## remove .venv, builds and caches; results/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EDGENES_DATA
+help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
