@@ -34,8 +34,8 @@ test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/nbdev-test --n-workers 1 --do-print --skip-folder-re '^([_.]|experiments$$)'
 	$(BIN)/python -m pytest
 
-readme: $(READY) ## write README.md from nbs/index.ipynb, whose links are relative to nbs/
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index.ipynb | sed 's|](\.\./|](|g' > README.md
+readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
+	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README$${lang/_/.}.md; done
 
 venv: $(READY) ## build .venv from the lock
 

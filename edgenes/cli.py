@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .core import EdgenesError, require
+from .core import EdgenesError, require, short
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
 from .records import Records
@@ -29,7 +29,7 @@ Results = Annotated[Path | None, typer.Option(help="results folder; default: res
 
 @app.command(epilog="Example: edgenes run cpu --data cifar100.npz --seeds 3")
 def run(profile: ProfileName = "demo",
-        seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,4,5); default: the profile's")] = None,
+        seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,4,5, or 3, for one); default: the profile's")] = None,
         data: Annotated[Path | None, typer.Option(help=".npz, image folder or CIFAR-100 folder; default: $EDGENES_DATA")] = None,
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
         workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core, 1 on a GPU")] = None,
@@ -67,10 +67,12 @@ def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: f
 
 # %% ../nbs/19_cli.ipynb #5e51005
 def seed_list(text: str) -> list[int]:
-    "3 means 0, 1, 2; 0,4,5 means these. `EdgenesError` for anything else."
-    parts = text.split(",")
-    require(all(p.strip().isdigit() for p in parts) and text != "0", f"seeds is {text!r}: give a number of seeds (3) or a list (0,4,5)")
-    return [int(p) for p in parts if p.strip()] if len(parts) > 1 else list(range(int(text)))
+    "3 means 0, 1, 2; 0,4,5 means these, and 3, the seed 3 alone. `EdgenesError` for anything else."
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not parts[-1]: parts.pop()
+    numbers = [int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 7]
+    require(len(numbers) == len(parts) and ("," in text or 0 < numbers[0] <= 1000), f"seeds is {short(text)}: give a number of seeds (3) or a list (0,4,5)")
+    return numbers if "," in text else list(range(numbers[0]))
 
 def show(folder: Path) -> None:
     "Builds tables and figures and prints what they say."
@@ -88,8 +90,9 @@ def execute_notebooks(profile: str, folder: Path, device: str) -> None:
         if notebook.stem == "benchmark": continue  # it times the machine, which has to be idle: see `bench`
         target = folder / "notebooks" / notebook.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(str(notebook), str(target), {"profile": profile, "device": device, "results": str(folder.resolve())},
-                                   progress_bar=False, log_output=False)
+        given = {"profile": profile, "device": device, "results": str(folder.resolve())}
+        try: papermill.execute_notebook(str(notebook), str(target), given, progress_bar=False, log_output=False)
+        except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
         typer.echo(f"executed {notebook.name}")
 
 def main() -> None:
@@ -101,5 +104,5 @@ def main() -> None:
     except Exception as error:  # typer brings its own copy of click's usage errors: they are known by this method
         if not hasattr(error, "format_message"): raise
         message = error.format_message().split("\n")[0] or "nothing to do: see edgenes --help"
-    typer.echo(f"edgenes: {message}", err=True)
+    typer.echo(f"edgenes: {EdgenesError(message)}", err=True)  # one line, without terminal codes
     sys.exit(2)

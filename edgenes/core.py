@@ -8,22 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
-from numbers import Integral
+from numbers import Integral, Number
 from pathlib import Path
 from typing import Any
 
 import torch
 
 # %% auto #0
-__all__ = ['EdgenesError', 'Diverged', 'require', 'pick_device', 'compute_seconds', 'derive_seed', 'stream', 'write_atomic',
-           'write_json', 'read_json', 'content_hash']
+__all__ = ['EdgenesError', 'Diverged', 'require', 'short', 'whole', 'pick_device', 'compute_seconds', 'derive_seed', 'stream',
+           'write_atomic', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
     "Bad input or a broken environment, told in one line: what is wrong, where, and the remedy."
-    def __init__(self, message: str): super().__init__(" ".join(str(message).split()))
+    def __init__(self, message: str):
+        line = " ".join(str(message)[:2000].split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))  # a name in a file may hold codes that steer a terminal
 
 class Diverged(EdgenesError):
     "A loss that is not finite: a result of the run, not a fault of its input."
@@ -34,16 +37,27 @@ def require(condition: Any,  # what must hold
     "Raises `EdgenesError(message)` unless `condition` holds."
     if not condition: raise EdgenesError(message)
 
+def short(value: Any) -> str:
+    "A value in an error message: one line of a few words."
+    if isinstance(value, int) and abs(value) > 10**20: return "a huge number"  # Python refuses to print some of them
+    text = repr(value) if value is None or isinstance(value, (str, Number)) else f"of type {type(value).__name__}"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+def whole(value: Any, what: str, low: int = 1, high: int = 2**63 - 1) -> int:
+    "`value` as an int between `low` and `high`, or an `EdgenesError` that names `what`."
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else low - 1
+    require(low <= number <= high, f"{what} is {short(value)}: give a whole number " + (f"from {low} to {high}" if high < 2**63 - 1 else f"of at least {low}"))
+    return number
+
 # %% ../nbs/00_core.ipynb #29d2008
 def pick_device(name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
                 ) -> torch.device:
     "The device to compute on: for `auto` the GPU where there is one. `EdgenesError` for an unknown name or a GPU that is not there."
     if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = str(name).partition(":")
-    require(kind in ("cpu", "cuda") and (not index or index.isdigit()), f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
-    if kind == "cuda":
+    require(isinstance(name, str) and re.fullmatch("cpu|cuda(:[0-9]{1,4})?", name), f"unknown device {short(name)}: use auto, cpu, cuda or cuda:N")
+    if name != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        require(count > int(index or 0), f"device {name} asked for, but {count} GPUs are available: use --device cpu, or auto")
+        require(count > int(name[5:] or 0), f"device {name} asked for, but {count} GPUs are available: use --device cpu, or auto")
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #29d2011
@@ -55,8 +69,8 @@ def compute_seconds(device: torch.device) -> float:
 
 # %% ../nbs/00_core.ipynb #29d2014
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings
-    "A 63-bit seed that depends on the key alone, on every machine."
-    parts = [int(part) if isinstance(part, Integral) else str(part) for part in key]  # numpy's whole numbers count as Python's
+    "A 63-bit seed that depends on the key alone, on every machine. `EdgenesError` for a part that is neither a whole number below 2^63 nor a string."
+    parts = [part if isinstance(part, str) else whole(part, "a seed", -2**63) for part in key]  # numpy's whole numbers count as Python's
     text = json.dumps([[type(part).__name__, str(part)] for part in parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -67,10 +81,8 @@ def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
 # %% ../nbs/00_core.ipynb #29d2017
-def write_atomic(path: str | Path,   # where the file shall be; its folder is made
-                 data: bytes | str,  # the whole content
-                 ) -> Path:
-    "Writes a file in one step: afterwards it is the new content or, after `EdgenesError` (no right, disk full), what was there before."
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    "Writes a file, and its folder, in one step: afterwards it is the new content or, after `EdgenesError` (no right, disk full), what was there before."
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +95,8 @@ def write_atomic(path: str | Path,   # where the file shall be; its folder is ma
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None: temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError): raise
-        raise EdgenesError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written, or free space") from error
+        if not isinstance(error, (OSError, ValueError)): raise  # ValueError: a name or a text that no file can have
+        raise EdgenesError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose a folder that can be written, or free space") from error
     return path
 
 # %% ../nbs/00_core.ipynb #29d2018
@@ -96,10 +108,14 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 def read_json(path: str | Path) -> Any:
     "The content of a JSON file; `EdgenesError` when it is missing, not readable or not JSON."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        if Path(path).is_file(): return json.loads(Path(path).read_text(encoding="utf-8"))  # a pipe would wait for ever
     except OSError as error: raise EdgenesError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error: raise EdgenesError(f"{path} is not valid JSON ({error}): restore or delete it") from error
+    raise EdgenesError(f"cannot read {path}: no file is there")
 
 def content_hash(content: Any) -> str:
-    "16 hexadecimal digits that depend on a JSON-able content alone, not on the order of its keys."
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    "16 hexadecimal digits that depend on a JSON-able content alone, not on the order of its keys; `EdgenesError` for other content."
+    try: text = json.dumps(content, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error: raise EdgenesError(f"this has no place in a JSON file: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .core import EdgenesError, content_hash, derive_seed, require
+from .core import EdgenesError, content_hash, derive_seed, require, whole
 
 # %% auto #0
-__all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'Split', 'Data', 'downscale_images', 'channel_statistics', 'draw_splits', 'assemble',
-           'read_npz', 'read_folder', 'read_torchvision', 'read_source', 'load_data', 'Augment', 'augment', 'batches']
+__all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'Split', 'Data', 'downscale_images', 'channel_statistics', 'draw_splits',
+           'assemble', 'read_npz', 'read_folder', 'read_torchvision', 'read_source', 'load_data', 'Augment', 'augment',
+           'batches']
 
 # %% ../nbs/01_data.ipynb #30a7005
 @dataclass(frozen=True, eq=False)
@@ -40,15 +44,9 @@ class Split:
         index = torch.as_tensor(index, dtype=torch.int64, device=self.labels.device)
         return Split(self.images[index], self.labels[index])
 
-    def to(self, device: Any) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
+    def to(self, device: Any) -> Split: return Split(self.images.to(device), self.labels.to(device))
 
 # %% ../nbs/01_data.ipynb #30a7007
-def _whole(value: Any, name: str, low: int = 1) -> int:
-    "`value` as an int, or an `EdgenesError` that names the setting."
-    require(isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low, f"{name} must be a whole number of at least {low}, not {value!r}")
-    return int(value)
-
 def _stratified(labels: np.ndarray,  # (N,)
                 count: int | None,   # how many to choose; None: all
                 name: str,           # the setting that asks for them, for the message
@@ -57,7 +55,7 @@ def _stratified(labels: np.ndarray,  # (N,)
     "Sorted indices chosen and left over."
     from sklearn.model_selection import train_test_split
     total = len(labels)
-    if count is None or _whole(count, name) == total: return np.arange(total), np.arange(0)
+    if count is None or whole(count, name) == total: return np.arange(total), np.arange(0)
     require(count < total, f"{name}={count} asks for more than the {total} images there are: use fewer")
     classes, sizes = np.unique(labels, return_counts=True)
     try: parts = train_test_split(np.arange(total), train_size=count, stratify=labels, random_state=derive_seed(*key) % 2**32)
@@ -84,8 +82,7 @@ class Data:
     shape = property(lambda self: tuple(self.train.images.shape[2:]))     # (H, W)
     size = property(lambda self: self.train.images.shape[2])              # H
     classes = property(lambda self: len(self.class_names))                # K
-    def to(self, device: Any) -> Data:
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")})
+    def to(self, device: Any) -> Data: return replace(self, **{name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")})
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         "uint8 (N, C, H, W) to standardised float32 of the same shape, channels_last in memory."
@@ -103,7 +100,7 @@ def downscale_images(images: torch.Tensor,  # (N, C, H, W), uint8
                      factor: int,           # k; 1 changes nothing
                      ) -> torch.Tensor:     # (N, C, H/k, W/k), uint8
     "Averages blocks of k x k pixels, rounded half up. `EdgenesError` when the result has no even height and width (cells halve them)."
-    k, (n, c, h, w) = _whole(factor, "downscale"), images.shape
+    k, (n, c, h, w) = whole(factor, "downscale"), images.shape
     require(h % (2 * k) == 0 == w % (2 * k), f"images are {h} x {w} pixels: with downscale={k}, height and width must be multiples of {2 * k} (networks halve them); "
             "resize or pad the images, or use another downscale")
     if k == 1: return images
@@ -128,7 +125,7 @@ def draw_splits(labels: np.ndarray,               # (N,) of the source's trainin
                 seed: int = 0,
                 ) -> dict[str, np.ndarray]:
     "Sorted indices of the stratified train, val and test splits. `EdgenesError` when a class is too small."
-    _whole(seed, "seed", low=0)
+    whole(seed, "seed", low=0)
     n, pool = len(labels), np.arange(len(labels))
     if test_labels is None:
         test, pool = _stratified(labels, round(n / 5) if test_images is None else test_images, "test_images", seed, "data", "test")
@@ -178,24 +175,28 @@ def read_npz(path: Path) -> Source:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
             require(not missing, f"{path} lacks the arrays {', '.join(missing)}: it needs {', '.join(ARRAYS)}")
-            names, *arrays = (file[name] for name in ARRAYS)
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            require(size < memory, f"{path} unfolds to {size / 2**30:.0f} GiB, more than the memory of this machine: use fewer or smaller images")
+            names, *arrays = (np.asarray(file[name]) for name in ARRAYS)  # what is no array in the archive comes as bytes
     except EdgenesError: raise
     except Exception as error:  # a corrupt file makes numpy and zipfile raise almost anything
         hint = "store plain arrays, not pickled objects" if "allow_pickle" in str(error) else "write it again with numpy.savez"
         raise EdgenesError(f"cannot read {path} as an .npz file ({type(error).__name__}: {error}): {hint}") from error
-    require(names.ndim == 1 and names.dtype.kind == "U" and len(names) > 1 and len(set(names.tolist())) == len(names),
-            f"{path}: class_names must be two or more different strings")
+    require(names.ndim == 1 and names.dtype.kind == "U" and 0 < len(names) == len(set(names.tolist())),
+            f"{path}: class_names must be one or more different strings")
     train, test = (_split(arrays[i], arrays[i + 1], len(names), f"{part} of {path}") for i, part in ((0, "train"), (2, "test")))
     return tuple(names.tolist()), train, test
 
 # %% ../nbs/01_data.ipynb #30a7022
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
 def read_folder(path: Path) -> Source:
     "Class names, training and test set of `train/CLASS/*` and `test/CLASS/*`. `EdgenesError` names the picture or the class that does not fit."
     from PIL import Image
     names = [sorted(p.name for p in (path / part).iterdir() if p.is_dir() and not p.name.startswith(".")) for part in ("train", "test")]
-    require(len(names[0]) > 1, f"{path / 'train'} has {len(names[0])} class folders: it needs two or more")
+    require(names[0], f"{path / 'train'} has no class folder: it needs one or more")
     odd = sorted(set(names[0]) ^ set(names[1]))
     require(not odd, f"{path}: class {', '.join(odd[:3])} is not in both train and test: give both the same class folders")
     first, splits = None, []
@@ -205,38 +206,60 @@ def read_folder(path: Path) -> Source:
             files = sorted(p for p in (path / part / name).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             require(files, f"{path / part / name} holds no picture: add some ({' '.join(SUFFIXES)}), or leave the class out")
             for file in files:
+                require(file.is_file(), f"cannot read the picture {file}: it is not a file")
                 try:
-                    with Image.open(file) as picture: mode, pixels = picture.mode, np.asarray(picture)
+                    with Image.open(file, formats=FORMATS) as picture:
+                        mode, size = picture.mode, picture.size[::-1]
+                        require(mode in ("L", "RGB"), f"{file} has colour mode {mode}: convert it to grey (L) or RGB with 8 bits a channel")
+                        first = first or (mode, size, file)
+                        require((mode, size) == first[:2], f"{file} is {mode} {size}, but {first[2]} is {first[0]} {first[1]}: give all pictures one size and mode")
+                        images.append(np.asarray(picture))
+                except EdgenesError: raise
                 except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
-                require(mode in ("L", "RGB"), f"{file} has colour mode {mode}: convert it to grey (L) or RGB with 8 bits a channel")
-                first = first or (mode, pixels.shape, file)
-                require((mode, pixels.shape) == first[:2], f"{file} is {mode} {pixels.shape[:2]}, but {first[2]} is {first[0]} {first[1][:2]}: give all pictures one size and mode")
-                images.append(pixels)
             labels += [label] * len(files)
         splits.append(_split(np.stack(images), np.array(labels), len(names[0]), f"{part} of {path}"))
     return tuple(names[0]), splits[0], splits[1]
 
 # %% ../nbs/01_data.ipynb #30a7024
+class _Plain(pickle.Unpickler):
+    "Builds lists, strings and arrays of numbers, nothing else."
+    def find_class(self, module: str, name: str) -> Any:
+        made = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
+        require(module in ("numpy", "numpy.core.multiarray") and name in made, f"{module}.{name} has no place in CIFAR-100")
+        return made[name]
+
+def _published(path: Path, md5: str) -> dict[str, Any]:
+    "The content of a file of CIFAR-100."
+    content = path.read_bytes()
+    require(hashlib.md5(content, usedforsecurity=False).hexdigest() == md5, f"{path} is not the published file")
+    return _Plain(io.BytesIO(content), encoding="latin1").load()
+
 def read_torchvision(path: Path) -> Source:
     "CIFAR-100 from `path/cifar-100-python`, downloaded when absent. `EdgenesError` when there is neither a sound copy nor a network."
-    from torchvision.datasets import CIFAR100
-    try: sets = [CIFAR100(str(path), train=train, download=True) for train in (True, False)]
+    from torchvision.datasets import CIFAR100, utils
+    files = [(path / CIFAR100.base_folder / name, md5) for name, md5 in (*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"]))]
+    try:
+        if not all(utils.check_integrity(str(file), md5) for file, md5 in files):
+            utils.download_and_extract_archive(CIFAR100.url, str(path), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
+        *sets, meta = (_published(file, md5) for file, md5 in files)
     except Exception as error:
-        raise EdgenesError(f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded ({type(error).__name__}: {error}): "
-                           "put an .npz file, train/ and test/ folders of pictures, or cifar-100-python there, or use the digits") from error
-    names = tuple(sets[0].classes)
-    train, test = (_split(s.data, np.asarray(s.targets), len(names), f"{part} of CIFAR-100") for s, part in zip(sets, ("train", "test")))
+        raise EdgenesError(f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded ({type(error).__name__}: {error}): put an .npz file, train/ and test/ folders of pictures, or cifar-100-python there, or use the digits") from error
+    names = tuple(meta["fine_label_names"])
+    train, test = (_split(s["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(s["fine_labels"]), len(names), f"{part} of CIFAR-100")
+                   for s, part in zip(sets, ("train", "test")))
     return names, train, test
 
 def read_source(path: Path, download: bool = False) -> Source:
     "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
-    require(path.exists(), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
+    require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
     if path.is_file():
         require(path.suffix == ".npz", f"{path} is not an .npz file: give one, or a folder")
         return read_npz(path)
-    if (path / "train").is_dir() and (path / "test").is_dir(): return read_folder(path)
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        try: return read_folder(path)
+        except OSError as error: raise EdgenesError(f"cannot read {path} ({error.strerror or error}): give a folder that can be read") from error
     if (path / "cifar-100-python").is_dir(): return read_torchvision(path)
-    files = sorted(path.glob("*.npz"))
+    files = sorted(file for file in path.glob("*.npz") if file.is_file())
     files = [f for f in files if f.name == "cifar100.npz"] or files
     require(len(files) < 2, f"{path} holds {len(files)} .npz files: name the one to read, for example {files[:1]}")
     if files: return read_npz(files[0])
@@ -264,7 +287,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
         require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (or to an .npz file), or use the digits")
         names, train, test = read_source(Path(str(folder)), download=True)
     else:
-        require(Path(str(source)).exists(), f"unknown data source {str(source)!r}: use digits, cifar100, or the path of an .npz file or a folder that exists")
+        require(os.path.exists(str(source)), f"unknown data source {str(source)!r}: use digits, cifar100, or the path of an .npz file or a folder that exists")
         names, train, test = read_source(Path(str(source)))
     official = train if test is None else test  # without a test set, the test pictures are drawn from the one set there is
     require(official.images.shape[1:] == train.images.shape[1:], f"{source}: images of train and test differ in channels or size: "
@@ -282,7 +305,7 @@ class Augment:
     cutout: int = 0     # side of the erased square, pixels
 
     def __post_init__(self) -> None:
-        _whole(self.pad, "pad", 0), _whole(self.cutout, "cutout", 0)
+        whole(self.pad, "pad", 0), whole(self.cutout, "cutout", 0)
         require(isinstance(self.flip, bool), f"flip must be true or false, not {self.flip!r}")
 
 # %% ../nbs/01_data.ipynb #30a7037
@@ -319,7 +342,7 @@ def batches(split: Split,                             # what to go through once
     n, random = len(split), augment is not None and augment != Augment()
     require(n > 0, "the split is empty: give it images")
     require(generator is not None or not (shuffle or random), "random order and augmentation need a generator: pass one, or shuffle=False")
-    size = min(_whole(batch_size, "batch_size"), n)
+    size = min(whole(batch_size, "batch_size"), n)
     order = (torch.randperm(n, generator=generator) if shuffle else torch.arange(n)).to(split.labels.device)
     for start in range(0, n - size + 1 if drop_last else n, size):
         index = order[start:start + size]

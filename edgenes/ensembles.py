@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core import EdgenesError, require
+from .core import EdgenesError, require, whole
 
 # %% auto #0
 __all__ = ['check_probs', 'average', 'Selection', 'select']
@@ -102,8 +101,7 @@ def select(probs: Any,                # (M, N, K) softmax outputs of the candida
     p, y = check_probs(probs, labels)
     require(rule in ("exhaustive", "forward", "beam"), f"unknown rule {rule!r}: use exhaustive, forward or beam")
     require(criterion in ("nll", "accuracy"), f"unknown criterion {criterion!r}: use nll or accuracy")
-    for name, value in (("n", n), ("beam_width", beam_width)):
-        require(isinstance(value, Integral) and value >= 1, f"{name} is {value!r}: give a whole number of at least 1")
+    whole(n, "n"), whole(beam_width, "beam_width")
     require(n <= len(p) or rule == "forward", f"an ensemble of {n} out of {len(p)} candidates: lower n, or add candidates")
     images, settled = len(y), 0
     if criterion == "nll": p = p[:, torch.arange(images), y].unsqueeze(2)

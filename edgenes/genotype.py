@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import numbers
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .core import EdgenesError, content_hash, derive_seed, require
+from .core import EdgenesError, content_hash, derive_seed, require, short, whole
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'CELL_TYPES', 'MAX_NODES', 'SearchSpace', 'Edge', 'Genotype']
@@ -30,31 +29,19 @@ CELL_TYPES = ("normal", "reduce")
 MAX_NODES = 64  # far above any published cell; keeps a corrupt file from asking for billions of edges
 
 # %% ../nbs/02_genotype.ipynb #39d1007
-def _short(value: Any) -> str:
-    "A value in an error message: one line of a few words."
-    if isinstance(value, int) and abs(value) > 10**20: return "a huge number"  # Python refuses to print some of them
-    text = " ".join(repr(value).split()) if value is None or isinstance(value, (str, numbers.Number)) else f"of type {type(value).__name__}"
-    return text if len(text) <= 40 else text[:37] + "..."
-
-def _integer(value: Any, what: str, low: int, high: int) -> int:
-    "`value` as an int between `low` and `high`, or an error that names `what`."
-    number = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else low - 1
-    require(low <= number <= high, f"{what} is {_short(value)}: give a whole number from {low} to {high}")
-    return number
-
 def _names(values: Any, what: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     "`values` as a tuple of distinct names out of `allowed`."
     use = f"list one or more of {', '.join(allowed)}"
-    require(isinstance(values, (list, tuple)) and len(values) > 0, f"{what} is {_short(values)} or empty: {use}")
-    for name in values: require(isinstance(name, str) and name in allowed, f"unknown name {_short(name)} in {what}: {use}")
+    require(isinstance(values, (list, tuple)) and len(values) > 0, f"{what} is {short(values)} or empty: {use}")
+    for name in values: require(isinstance(name, str) and name in allowed, f"unknown name {short(name)} in {what}: {use}")
     require(len(set(values)) == len(values), f"{what} names an entry twice: name each once")
     return tuple(values)
 
 def _check_fields(fields: Any, what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
     "`fields` is a mapping with all of `required` and nothing beyond `required` and `optional`."
-    require(isinstance(fields, Mapping), f"{what} is {_short(fields)}: give a mapping with {', '.join(required)}")
+    require(isinstance(fields, Mapping), f"{what} is {short(fields)}: give a mapping with {', '.join(required)}")
     for name in required: require(name in fields, f"{what} lacks the field {name!r}: add it")
-    for name in fields: require(name in required + optional, f"unknown field {_short(name)} in {what}: remove it")
+    for name in fields: require(name in required + optional, f"unknown field {short(name)} in {what}: remove it")
 
 # %% ../nbs/02_genotype.ipynb #39d1009
 @dataclass(frozen=True)
@@ -66,8 +53,8 @@ class SearchSpace:
     operations: tuple[str, ...] = OPERATIONS   # candidate operations of an edge
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nodes", _integer(self.nodes, "nodes", 1, MAX_NODES))
-        object.__setattr__(self, "inputs_per_node", _integer(self.inputs_per_node, "inputs_per_node", 1, 2))
+        object.__setattr__(self, "nodes", whole(self.nodes, "nodes", 1, MAX_NODES))
+        object.__setattr__(self, "inputs_per_node", whole(self.inputs_per_node, "inputs_per_node", 1, 2))
         object.__setattr__(self, "cell_types", tuple(sorted(_names(self.cell_types, "cell_types", CELL_TYPES))))
         object.__setattr__(self, "operations", _names(self.operations, "operations", OPERATIONS))
 
@@ -112,7 +99,7 @@ class SearchSpace:
                   vector: torch.Tensor,  # (..., size) structure vectors
                   ) -> tuple[torch.Tensor, torch.Tensor]:
         "alpha (..., T, E, O) and beta (..., T, E) of a structure vector, as views; another length: `EdgenesError`."
-        found = tuple(vector.shape) if isinstance(vector, torch.Tensor) else _short(vector)
+        found = tuple(vector.shape) if isinstance(vector, torch.Tensor) else short(vector)
         require(isinstance(found, tuple) and found[-1:] == (self.size,),
                 f"a structure vector of this space is a tensor of {self.size} entries, got {found}: build it with this SearchSpace")
         cut = self.size - len(self.cell_types) * self.n_edges
@@ -154,22 +141,22 @@ class Edge(NamedTuple):
 
 def _check_edge(space: SearchSpace, edge: Any) -> Edge:
     "`edge` as an `Edge` of `space`, or an error that names it."
-    require(isinstance(edge, (list, tuple)) and len(edge) == 4, f"an edge is {_short(edge)}: give [cell, node, source, operation]")
+    require(isinstance(edge, (list, tuple)) and len(edge) == 4, f"an edge is {short(edge)}: give [cell, node, source, operation]")
     cell, node, source, operation = edge
     require(isinstance(cell, str) and cell in space.cell_types,
-            f"unknown cell type {_short(cell)}: use one of {', '.join(space.cell_types)}")
-    node = _integer(node, f"the node of an edge of the {cell} cell", 2, space.nodes + 1)
-    source = _integer(source, f"a source of node n{node} of the {cell} cell", 0, node - 1)
-    require(isinstance(operation, str) and operation in space.operations, f"unknown operation {_short(operation)} on edge "
+            f"unknown cell type {short(cell)}: use one of {', '.join(space.cell_types)}")
+    node = whole(node, f"the node of an edge of the {cell} cell", 2, space.nodes + 1)
+    source = whole(source, f"a source of node n{node} of the {cell} cell", 0, node - 1)
+    require(isinstance(operation, str) and operation in space.operations, f"unknown operation {short(operation)} on edge "
             f"n{node}<-p{source} of the {cell} cell: use one of {', '.join(space.operations)}")
     return Edge(cell, node, source, operation)
 
 # %% ../nbs/02_genotype.ipynb #39d1017
 def _check_edges(space: Any, edges: Any, dropped: Any) -> tuple[tuple[Edge, ...], tuple[Edge, ...]]:
     "Both lists checked and sorted: every node keeps `inputs_per_node` edges, no edge is listed twice."
-    require(isinstance(space, SearchSpace), f"space is {_short(space)}: give a SearchSpace")
+    require(isinstance(space, SearchSpace), f"space is {short(space)}: give a SearchSpace")
     for name, given in (("edges", edges), ("dropped", dropped)):
-        require(isinstance(given, (list, tuple)), f"{name} is {_short(given)}: give a list of [cell, node, source, operation]")
+        require(isinstance(given, (list, tuple)), f"{name} is {short(given)}: give a list of [cell, node, source, operation]")
     kept, rest = (tuple(sorted(_check_edge(space, e) for e in given)) for given in (edges, dropped))
     for (cell, node, source), times in Counter(e[:3] for e in kept + rest).items():
         require(times == 1, f"edge n{node}<-p{source} of the {cell} cell is listed {times} times: list it once")
@@ -199,7 +186,7 @@ class Genotype:
                      other: Genotype,  # a genotype of the same space
                      ) -> int:         # 0..space.max_shared
         "Number of edges (cell, node, source, operation) that both keep; another space: `EdgenesError`."
-        require(isinstance(other, Genotype), f"other is {_short(other)}: give a Genotype")
+        require(isinstance(other, Genotype), f"other is {short(other)}: give a Genotype")
         require(self.space == other.space, "the two genotypes come from different search spaces: compare within one space")
         return len(set(self.edges) & set(other.edges))
 
@@ -287,16 +274,16 @@ _NNI_KEY = re.compile(r"(normal|reduce)_n([2-9]|[1-9][0-9])_(?:p(?:0|[1-9][0-9]?
 
 def _nni_space(mapping: Any) -> SearchSpace:
     "The space that the keys of an NNI export span, with one input a node."
-    require(isinstance(mapping, Mapping) and len(mapping) > 0, f"the NNI export is {_short(mapping)} or empty: give its loaded JSON object")
+    require(isinstance(mapping, Mapping) and len(mapping) > 0, f"the NNI export is {short(mapping)} or empty: give its loaded JSON object")
     parts = [_NNI_KEY.fullmatch(key) if isinstance(key, str) else None for key in mapping]
     for key, part in zip(mapping, parts):
-        require(part is not None, f"unknown key {_short(key)}: use keys such as 'reduce_n2_p0' and 'reduce_n2_switch'")
+        require(part is not None, f"unknown key {short(key)}: use keys such as 'reduce_n2_p0' and 'reduce_n2_switch'")
     return SearchSpace(max(int(p[2]) for p in parts if p) - 1, 1, tuple({p[1] for p in parts if p}))
 
 def _nni_switch(key: str, value: Any, node: int, length: int | None) -> list[int]:
     "The sources that a node keeps."
     values = value if isinstance(value, (list, tuple)) else [value]
-    sources = [_integer(v, f"a source in {key!r}", 0, node - 1) for v in values]
+    sources = [whole(v, f"a source in {key!r}", 0, node - 1) for v in values]
     require(len(set(sources)) == len(sources), f"{key!r} lists a source twice: list it once")
     require(len(sources) in ((1, 2) if length is None else (length,)),
             f"{key!r} lists {len(sources)} sources: list {'one or two' if length is None else length}, as many for every node")
@@ -306,14 +293,14 @@ def _nni_switch(key: str, value: Any, node: int, length: int | None) -> list[int
 def _read_nni(mapping: Any, inputs_per_node: int | None) -> tuple[SearchSpace, tuple[Edge, ...], tuple[Edge, ...]]:
     "Space, kept and dropped edges of an NNI export."
     grid = _nni_space(mapping)
-    length = None if inputs_per_node is None else _integer(inputs_per_node, "inputs_per_node", 1, 2)
+    length = None if inputs_per_node is None else whole(inputs_per_node, "inputs_per_node", 1, 2)
     edges = {f"{cell}_n{node}_p{source}": (cell, node, source) for cell, node in grid.places for source in range(node)}
     switches = {f"{cell}_n{node}_switch": (cell, node) for cell, node in grid.places}
     for key in [*edges, *switches]: require(key in mapping, f"the key {key!r} is missing: add it")
     for key in mapping: require(key in edges or key in switches, f"{key!r} names an edge from a later node: remove it")
     for key in edges:
         require(isinstance(mapping[key], str) and mapping[key] in _NNI,
-                f"unknown operation {_short(mapping[key])} at {key!r}: use one of {', '.join(_NNI)}")
+                f"unknown operation {short(mapping[key])} at {key!r}: use one of {', '.join(_NNI)}")
     kept: set[tuple[str, int, int]] = set()
     for key, (cell, node) in switches.items():
         sources = _nni_switch(key, mapping[key], node, length)
@@ -341,7 +328,7 @@ def _pick(space: SearchSpace, structure: Any) -> tuple[tuple[Edge, ...], tuple[E
         alpha, beta = (torch.as_tensor(x).detach().cpu().double().numpy() for x in pair)
     except (TypeError, ValueError, RuntimeError) as err:
         if isinstance(err, EdgenesError): raise
-        raise EdgenesError(f"structure is {_short(structure)}: give a vector of {space.size} numbers, or alpha and beta") from None
+        raise EdgenesError(f"structure is {short(structure)}: give a vector of {space.size} numbers, or alpha and beta") from None
     require((alpha.shape, beta.shape) == space.shapes,
             f"alpha and beta have shapes {(alpha.shape, beta.shape)}, this space has {space.shapes}: build them with it")
     require(bool(np.isfinite(alpha).all() and np.isfinite(beta).all()), "the structure has entries that are not finite: lower the step of the search")
@@ -385,7 +372,7 @@ def _counts(space: SearchSpace) -> list[list[int]]:
 def _deviating_edges(genotype: Genotype, shared: int, rng: np.random.Generator) -> tuple[Edge, ...]:
     "Edges of a uniform genotype among those that share exactly `shared` edges with `genotype`."
     space, p = genotype.space, genotype.space.inputs_per_node
-    left = _integer(shared, "shared", 0, space.max_shared)
+    left = whole(shared, "shared", 0, space.max_shared)
     counts = _counts(space)
     require(counts[0][left] > 0, f"no genotype of this space shares exactly {left} edges with this one: "
             "ask for more shared edges or give the space more operations")

@@ -9,16 +9,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
-from .core import EdgenesError, pick_device
+from .core import EdgenesError, pick_device, whole
 from .genotype import Genotype
-from .hypernetwork import Hypernetwork
 from .profiles import Shop
-from .tasks import Member, Task, genotype_of, hypernetwork_of, optimum_of, run_task, space_of
+from .tasks import Member, Task, hypernetwork_of, optimum_of, run_task, space_of
 
 # %% auto #0
 __all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'run']
@@ -83,6 +81,7 @@ def run(shop: Shop,
     "Runs all that the plans lack. What is finished is on disk, whenever it stops. `EdgenesError` at the end names the runs that failed."
     state, plans = None, list(plans)
     cuda = pick_device(shop.device).type == "cuda"
+    if workers is not None: whole(workers, "workers")
     workers = workers or (1 if cuda else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tqdm(total=len(plans), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05) as bar:
         state = Progress(shop, plans)

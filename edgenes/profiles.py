@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .core import EdgenesError, pick_device, read_json, require, write_json
+from .core import EdgenesError, pick_device, read_json, require, short, write_json
 from .data import Augment, Data, load_data
 from .genotype import SearchSpace
 from .records import Records
@@ -48,6 +48,7 @@ class Profile:
     cell_types: tuple[str, ...] = ("reduce",)
 
     def __post_init__(self) -> None:
+        require(self.candidates <= 10_000, f"candidates is {short(self.candidates)}: give at most 10000")
         require(1 <= self.members <= self.candidates,
                 f"members is {self.members} and candidates {self.candidates}: an ensemble has between 1 and {self.candidates} members")
         for name in ("deep_pool", "free_pool", "screened"):
@@ -77,17 +78,17 @@ PROFILES = {p.name: p for p in (
     Profile("paper", "cifar100", SearchSettings(50), SearchSettings(150), RetrainSettings(50), val_images=5000, candidates=10, seeds=7,
             deep_pool=14, free_pool=16))}
 
-def get_profile(name: str,
+def get_profile(name: str, /,
                 **changes: Any,  # fields to replace
                 ) -> Profile:
     "A profile by name, with fields replaced. `EdgenesError` for an unknown profile or field, or a value of another kind."
-    require(name in PROFILES, f"unknown profile {name!r}: use one of {', '.join(PROFILES)}")
+    require(isinstance(name, str) and name in PROFILES, f"unknown profile {short(name)}: use one of {', '.join(PROFILES)}")
     profile, kinds = PROFILES[name], {"criterion": str, "source": str}
     allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types")]
     for key, value in changes.items():
-        require(key in allowed, f"unknown parameter {key!r}: use one of {', '.join(allowed)}")
+        require(key in allowed, f"unknown parameter {short(key)}: use one of {', '.join(allowed)}")
         try: changes[key] = kinds.get(key, int)(value)
-        except (TypeError, ValueError) as error: raise EdgenesError(f"parameter {key} is {value!r}: give a whole number") from error
+        except (TypeError, ValueError, OverflowError) as error: raise EdgenesError(f"parameter {key} is {short(value)}: give a whole number") from error
     require(changes.get("criterion", "nll") in ("nll", "accuracy"), "criterion: use nll or accuracy")
     return replace(profile, **changes)
 
@@ -123,16 +124,18 @@ def open_shop(profile: Profile,
               ) -> Shop:
     "Checks data, device and folder before anything is run. `EdgenesError` says what is wrong."
     pick_device(device)
+    require(results is None or isinstance(results, (str, Path)), f"the results folder is {short(results)}: give a path")
     folder = Path(results) if results else project_root() / "results" / profile.name
     source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
     shop = Shop(profile, str(folder), source if profile.source != "digits" else None, device)
     described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "data": shop.data.fingerprint, "seeds": None}
     described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items()}
     path = folder / "profile.json"
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name that cannot be: writing it then says why
         write_json(path, described)
         write_json(folder / "splits.json", shop.data.indices)
     known, now = read_json(path), json.loads(json.dumps(described))
+    require(isinstance(known, dict), f"{path} is not a profile: restore it, or choose another folder with --results")
     changed = sorted(k for k in now if known.get(k) != now[k])
     require(not changed, f"{folder} holds runs with another {', '.join(changed)}: choose another folder with --results")
     return shop

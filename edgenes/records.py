@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import warnings
-import zipfile
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,11 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import edgenes
-from .core import content_hash, read_json, require, write_atomic, write_json
+from .core import EdgenesError, content_hash, read_json, require, short, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['PACKAGE', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance', 'Records',
-           'write_record', 'all_records', 'save_predictions', 'save_weights', 'load_weights', 'load_predictions']
+__all__ = ['PACKAGE', 'FORMS', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance',
+           'check_form', 'Records', 'write_record', 'all_records', 'save_predictions', 'save_weights', 'load_weights',
+           'load_predictions']
 
 # %% ../nbs/13_records.ipynb #9c0c005
 def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -52,7 +52,7 @@ class DiskCheckpoint:
     "The state of one training in a folder of its own: the last two epochs, each file whole or absent."
     def __init__(self, folder: str | Path): self.folder = Path(folder)
 
-    def files(self) -> list[Path]: return sorted(self.folder.glob("epoch-*.safetensors"))
+    def files(self) -> list[Path]: return sorted(path for path in self.folder.glob("epoch-*.safetensors") if path.is_file())
 
     def save(self, state: dict[str, Any]) -> None:
         "Writes a state; its number is the length of its log. Older files than the last two are removed."
@@ -69,7 +69,7 @@ class DiskCheckpoint:
                 with safe_open(path, "pt") as file:
                     metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
                 if content_hash(metadata["state"]) == metadata["digest"]: return unpack(json.loads(metadata["state"]), tensors)
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error: reason = str(error)
+            except Exception as error: reason = str(error)  # a file that was made to do harm can raise almost anything
             else: reason = "its state was changed"
             warnings.warn(f"checkpoint {path.name} is damaged ({reason}): going on from the one before", stacklevel=2)
         return None
@@ -111,6 +111,31 @@ def provenance() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 # %% ../nbs/13_records.ipynb #9c0c013
+_METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float)
+_SHARED = range(257)  # more edges than any genotype keeps
+FORMS: dict[str, Any] = {
+    "darts": {"inputs": {"seed": int}, "results": {"genotype": [(str, int, int, str)], "structure": {"vector": [float]}}, "seconds": {"search": float}},
+    "hypernetwork": {"inputs": {"seed": int}, "results": {"structure": {"vectors": [[float]], "segments": [float]}, "log": [{"calibration": [(_SHARED, _SHARED)]}]}, "seconds": {"search": float}},
+    "retraining": {"inputs": {"seed": int}, "seconds": {"retraining": float, "prediction": float}},
+    "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {}},
+               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float},
+               "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)}}
+
+def check_form(value: Any, form: Any, where: str) -> None:
+    "`EdgenesError` unless a value of a JSON file has the form: {name: form}, [form] (one or more), (form, form), a type, or a range of numbers."
+    if isinstance(form, dict):
+        require(isinstance(value, dict), f"{where} is {short(value)}, not a mapping")
+        for name, part in form.items():
+            require(name in value, f"{where} lacks the field {name!r}")
+            check_form(value[name], part, f"{where}: {name}")
+    elif isinstance(form, (list, tuple)):
+        require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)), f"{where} is {short(value)}, not a list, or of another length")
+        for i, v in enumerate(value): check_form(v, form[i % len(form)], f"{where}[{i}]")
+    else:
+        kinds, (low, high) = {str: str, int: int}.get(form, (int, float)), (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
+        require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high), f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
+
+# %% ../nbs/13_records.ipynb #9c0c015
 SCHEMA = 1
 
 class Records:
@@ -127,12 +152,14 @@ class Records:
         "A checked record. `EdgenesError` for another schema, missing fields or an edited file."
         record = read_json(path)
         require(isinstance(record, dict) and record.get("schema") == SCHEMA,
-                f"{path} has schema {record.get('schema') if isinstance(record, dict) else None!r}, this version reads {SCHEMA}: "
+                f"{path} has schema {short(record.get('schema') if isinstance(record, dict) else None)}, this version reads {SCHEMA}: "
                 "delete the record, or use the version that wrote it")
-        fields = ("kind", "inputs", "results", "seconds", "provenance", "hash")
-        for name in fields: require(name in record, f"{path} lacks the field {name!r}: restore it, or delete the record and run again")
-        body = {name: value for name, value in record.items() if name != "hash"}
-        require(content_hash(body) == record["hash"], f"{path} was changed after it was written: restore it, or delete it and run again")
+        try:
+            check_form(record, {"kind": str, "hash": str, **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {})}, "it")
+            body = {name: value for name, value in record.items() if name != "hash"}
+            require(content_hash(body) == record["hash"], "it was changed after it was written")
+            check_form(record, FORMS.get(record["kind"], {}), "it")
+        except EdgenesError as error: raise EdgenesError(f"{path} cannot be used, {error}: restore it, or delete the record and run again") from error
         require(path.name == f"{record['kind']}-{self.key(record['inputs'])}.json", f"{path} holds the record of another run: restore its name")
         return record
 
@@ -141,7 +168,7 @@ class Records:
         path = self.path(kind, inputs)
         return self.read(path) if path.exists() else None
 
-# %% ../nbs/13_records.ipynb #9c0c014
+# %% ../nbs/13_records.ipynb #9c0c016
 def write_record(records: Records, kind: str, inputs: dict[str, Any], results: dict[str, Any], seconds: dict[str, float],
                  device: str = "cpu") -> dict[str, Any]:
     "Writes a record in one step; where another process was faster, its record stands."
@@ -179,7 +206,8 @@ def load_weights(records: Records, key: str, net: torch.nn.Module) -> bool:
 def load_predictions(records: Records, key: str) -> dict[str, np.ndarray] | None:
     "Kept predictions by name, or None where there are none (they are a cache: a damaged file counts as none)."
     path = records.folder / "cache" / f"{key}.npz"
-    if not path.exists(): return None
+    if not path.is_file(): return None
     try:
-        with np.load(path, allow_pickle=False) as file: return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile): return None
+        with np.load(path, allow_pickle=False) as file: found = {name: file[name] for name in ("val", "test")}
+    except Exception: return None  # a corrupt file makes numpy and zipfile raise almost anything
+    return found if all(p.dtype == np.float16 and p.ndim == 2 for p in found.values()) else None

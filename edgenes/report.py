@@ -8,19 +8,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .core import require, write_atomic, write_json
+from .core import read_json, require, write_atomic, write_json
 from .records import Records, all_records
 
 # %% auto #0
@@ -93,7 +91,7 @@ def save(records: Records, result: Result) -> list[Path]:
 def published_figures(root: Path) -> dict[str, Any]:
     "The published numbers, where the project's results/published.json is at hand."
     path = root / "results" / "published.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     "The results of every experiment that has records. `EdgenesError` where none has."
@@ -113,7 +111,10 @@ def build(folder: str | Path,                         # results folder of a prof
     for kind in ("tables", "figures"):
         for path in (records.folder / kind).glob("*"):
             if path.stem not in kept: path.unlink()
-    return [*made, write_atomic(records.folder / "report.html", _html(records, found))]
+    made.append(write_atomic(records.folder / "report.html", _html(records, found)))
+    seeds = [r["inputs"]["seed"] for r in all_records(records, "hypernetwork") if not r["inputs"].get("variant")]
+    dial = import_module("edgenes.dial")
+    return [*([write_atomic(records.folder / "dial.html", dial.page(dial.positions(records, min(seeds))))] if seeds else []), *made]
 
 # %% ../nbs/18_report.ipynb #aaa8015
 _STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
@@ -138,7 +139,7 @@ def _html(records: Records, found: dict[str, Result]) -> str:
     menu = "".join(f"<a href='#{name}'>{html.escape(name)}</a>" for name in found)
     title = f"EdgeNES: report of {records.folder.name}"
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(title)}</h1><nav>{menu}</nav>" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
+            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 
 def statements(records: Records, published: dict[str, Any] | None = None) -> list[str]:
     "What the records say, in sentences computed from them, in the order of the experiments."

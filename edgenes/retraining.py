@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Diverged, compute_seconds, derive_seed, require, stream
+from .core import Diverged, compute_seconds, derive_seed, require, stream, whole
 from .data import Augment, Data, Split, batches
 from .genotype import Genotype
 from .operations import ConvNorm, dense, mean_pixel, norm, operation, preprocess
-from .search import Checkpoint, anneal_cosine
-from .supernet import reduction_cells
+from .search import Checkpoint, anneal_cosine, restore
+from .supernet import check_batch, reduction_cells
 
 # %% auto #0
 __all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork', 'RetrainSettings', 'retrain', 'predict']
@@ -122,7 +122,7 @@ class RetrainSettings:
     augment: Augment = Augment(pad=4, flip=True)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"): require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("epochs", "batch_size"): whole(getattr(self, name), name)
 
 def retrain(data: Data,
             genotype: Genotype,
@@ -136,16 +136,16 @@ def retrain(data: Data,
     net = DiscreteNetwork(genotype, data.classes, data.channels, s.channels, s.layers, s.drop_path, s.auxiliary,
                           derive_seed(seed, "network")).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
-    state = checkpoint.load() if checkpoint is not None else None
-    log: list[dict[str, Any]] = state["log"] if state else []
-    if state: net.load_state_dict(state["net"]); optimiser.load_state_dict(state["optimiser"])
+    check_batch(min(s.batch_size, len(data.train)), (1, 1) if s.auxiliary else data.shape, s.layers)
+    log = restore(checkpoint, parts := {"net": net, "optimiser": optimiser})
     for epoch in range(len(log), s.epochs):
         start = compute_seconds(device)
         loss = _epoch(net, optimiser, data, s, seed, epoch)
         if not math.isfinite(loss): raise Diverged(f"the retraining of {genotype.key} diverged in epoch {epoch} (loss is not finite): lower lr")
         log.append({"epoch": epoch, "train_loss_nats": loss, "seconds": compute_seconds(device) - start})
-        if checkpoint is not None: checkpoint.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "log": log})
+        if checkpoint is not None: checkpoint.save({name: part.state_dict() for name, part in parts.items()} | {"log": log})
         if progress is not None: progress(epoch + 1, s.epochs)
+    if not all(w.isfinite().all() for w in net.state_dict().values()): raise Diverged(f"the retraining of {genotype.key} diverged in its last step (weights are not finite): lower lr")
     return net.eval(), log
 
 # %% ../nbs/08_retraining.ipynb #6bf9013

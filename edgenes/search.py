@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Diverged, compute_seconds, derive_seed, require, stream
+from .core import Diverged, EdgenesError, compute_seconds, derive_seed, require, stream, whole
 from .data import Augment, Data, batches
 from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
 from .relaxation import anneal, gumbel_weights, mixing_weights, sampled_weights, smoothed_shared_edges
-from .supernet import Supernet
+from .supernet import Supernet, check_batch
 
 # %% auto #0
 __all__ = ['Batch', 'SearchSettings', 'VectorStructure', 'Bilevel', 'Pull', 'objective', 'structure_step', 'weight_step',
            'unrolled_gradients', 'run_epoch', 'active_edges', 'draw_lambda', 'anneal_cosine', 'lambda_grid', 'snapshot',
-           'Checkpoint', 'SearchResult', 'new_structure', 'search']
+           'Checkpoint', 'SearchResult', 'new_structure', 'search', 'restore']
 
 # %% ../nbs/07_search.ipynb #9507005
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class SearchSettings:
     augment: Augment = Augment(pad=4, flip=True)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "layers", "draws"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("epochs", "batch_size", "layers", "draws"): whole(getattr(self, name), name)
         require(self.order in (1, 2), f"order is {self.order}: give 1 (first order) or 2 (unrolled)")
         require(self.sign in (1, -1), f"sign is {self.sign}: give 1, or -1 for the printed objective")
         require(self.relaxation in ("faithful", "gumbel", "sampled"), f"relaxation is {self.relaxation!r}: use faithful, gumbel or sampled")
@@ -182,21 +181,24 @@ def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int,
     for group in b.weight_optimiser.param_groups: group["lr"] = lr
     train, validation = (batches(half, data, s.batch_size, stream(seed, name, epoch), s.augment)
                          for half, name in zip(halves, ("train", "validation")))
-    totals, active = torch.zeros(3), []
+    totals, steps, active = torch.zeros(3), 0, []
     for train_batch, validation_batch in zip(train, validation):
         first, second, *more = [draw_lambda(b, chance) for _ in range(s.draws + 1)] if isinstance(b.structure, Hypernetwork) \
             else [lam] * (2 if lam is None else s.draws + 1)
         pull = Pull(first, tuple(more), c, t, int(torch.randint(2**62, (), generator=chance)))
         loss, distance = structure_step(b, validation_batch, train_batch, pull)
         totals += torch.stack([weight_step(b, train_batch, replace(pull, lam=second)), loss, distance]).cpu()
-        active.append(active_edges(b, second))
-    train_loss, val_loss, distance = (totals / len(active)).tolist()
+        steps += 1
+        if isinstance(b.structure, Hypernetwork): active.append(active_edges(b, second))
+    train_loss, val_loss, distance = (totals / steps).tolist()
     entry = {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}
     return entry | ({"active_edges": active} if isinstance(b.structure, Hypernetwork) else {})
 
 def active_edges(b: Bilevel, lam: float | None) -> list[int]:
     "Places in alpha (flat) of the edges that the discrete architecture keeps in a step; the theorem counts them."
-    with torch.no_grad(): genotype = Genotype.from_structure(b.net.space, b.structure(lam).cpu())
+    with torch.no_grad(): vector = b.structure(lam).cpu()
+    if not vector.isfinite().all(): return []  # the epoch ends in `Diverged`
+    genotype = Genotype.from_structure(b.net.space, vector)
     sizes = b.net.space.shapes[0]
     return [int(np.ravel_multi_index(b.net.space.position(edge), sizes)) for edge in genotype.edges]
 
@@ -270,29 +272,37 @@ def search(data: Data,
     net = Supernet(space, data.classes, data.channels, settings.channels, settings.layers, derive_seed(seed, "supernet"))
     structure = new_structure(space, settings, seed, optimum is not None and lam is None)
     b = Bilevel(net.to(data.train.images.device), structure.to(data.train.images.device), settings, optimum)
-    log = _restore(b, checkpoint)
+    parts: dict[str, Any] = {"net": net, "structure": structure, "weight_optimiser": b.weight_optimiser, "structure_optimiser": b.structure_optimiser}
+    log = restore(checkpoint, parts)
     halves = data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
+    check_batch(min(settings.batch_size, *map(len, halves)), data.shape, settings.layers)
     for epoch in range(len(log), settings.epochs):
         start = compute_seconds(data.train.images.device)
         entry = run_epoch(b, data, halves, lam, seed, epoch)
         if not math.isfinite(entry["train_loss_nats"] + entry["val_loss_nats"] + entry["regulariser"]):
             raise Diverged(f"the search diverged in epoch {epoch} (loss is not finite): lower weight_lr or structure_lr")
         log.append(entry | snapshot(structure, space, optimum) | {"seconds": compute_seconds(data.train.images.device) - start})
-        if checkpoint is not None: checkpoint.save(_state(b, log))
+        if checkpoint is not None: checkpoint.save({name: part.state_dict() for name, part in parts.items()} | {"log": log})
         if progress is not None: progress(epoch + 1, settings.epochs)
     return SearchResult(structure, space, log, b.net)
 
 # %% ../nbs/07_search.ipynb #9507020
-def _state(b: Bilevel, log: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"net": b.net.state_dict(), "structure": b.structure.state_dict(), "weight_optimiser": b.weight_optimiser.state_dict(),
-            "structure_optimiser": b.structure_optimiser.state_dict(), "log": log}
+def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    "Running means of the weights; the step sizes stay those of the settings, whatever a file says."
+    optimiser.load_state_dict({"state": saved["state"], "param_groups": optimiser.state_dict()["param_groups"]})
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.Adam) else {"momentum_buffer"}
+    for p, found in optimiser.state.items():
+        require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape) for k, v in found.items()), "its running means have another form")
 
-def _restore(b: Bilevel, checkpoint: Checkpoint | None) -> list[dict[str, Any]]:
-    "Puts a saved state into place and returns its log; an empty log where there is none."
+def restore(checkpoint: Checkpoint | None, parts: dict[str, Any]) -> list[dict[str, Any]]:
+    "Puts a saved state into modules and optimisers and returns its log; an empty log where there is none. `EdgenesError` when it does not fit."
     state = checkpoint.load() if checkpoint is not None else None
     if state is None: return []
-    b.net.load_state_dict(state["net"])
-    b.structure.load_state_dict(state["structure"])
-    b.weight_optimiser.load_state_dict(state["weight_optimiser"])
-    b.structure_optimiser.load_state_dict(state["structure_optimiser"])
+    try:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module): part.load_state_dict(state[name])
+            else: _restore_optimiser(part, state[name])
+        require(all(e["epoch"] == i and 0 <= e["seconds"] < math.inf for i, e in enumerate(state["log"])), "the log is not one entry an epoch")
+    except Exception as error:  # the file of another training, or one that was made to do harm
+        raise EdgenesError(f"the checkpoint in {getattr(checkpoint, 'folder', 'use')} does not fit this training ({error}): delete it and start again") from error
     return state["log"]

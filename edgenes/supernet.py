@@ -18,7 +18,7 @@ from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, d
 
 # %% auto #0
 __all__ = ['Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'SourceOps', 'Cell',
-           'reduction_cells', 'Supernet']
+           'reduction_cells', 'check_batch', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
 class Reads:
@@ -192,6 +192,11 @@ class Cell(nn.Module):
 def reduction_cells(layers: int) -> set[int]:
     "The cells that halve the image: `layers // 3` and `2 * layers // 3` (DARTS)."
     return {layers // 3, 2 * layers // 3}
+
+def check_batch(images: int, shape: tuple[int, int], layers: int) -> None:
+    "`EdgenesError` where BN in the last cells would see one number a channel, which has no variance."
+    h, w = (-(-side // 2 ** len(reduction_cells(layers))) for side in shape)
+    require(images * h * w > 1, f"a batch of {images} image of {shape[0]} x {shape[1]} pixels is too small for {layers} cells: use larger batches or images")
 
 # %% ../nbs/04_supernet.ipynb #8cae014
 class Supernet(nn.Module):

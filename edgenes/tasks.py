@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .core import Diverged, EdgenesError, compute_seconds, require, stream
+from .core import Diverged, EdgenesError, compute_seconds, require, stream, whole
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .data import Split
 from .ensembles import select
@@ -25,7 +25,6 @@ from .hypernetwork import Hypernetwork
 from .metrics import ensemble_metrics, fit_temperature, scaled
 from .profiles import Profile, Shop
 from .records import DiskCheckpoint, load_predictions, load_weights, save_predictions, save_weights, write_record
-from .relaxation import mixing_weights
 from .retraining import DiscreteNetwork, predict, retrain
 from .search import SearchSettings, search
 from .supernet import Supernet
@@ -77,6 +76,8 @@ class Task:
     criterion: str = "accuracy"        # of the selection
     search_seconds: float = 0.0        # what a system's searches cost; not an input
 
+    def __post_init__(self) -> None: whole(self.seed, "seed", 0, 10**15)
+
     def retrainings(self) -> list[Task]:
         "The runs of the pool."
         return [Task("retraining", seed, genotype=g) for g, seed in self.pool]
@@ -118,7 +119,8 @@ def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     "The hypernetwork of a record, with its weights to the last bit."
     s, space = record["inputs"]["settings"], SearchSpace.from_dict(record["inputs"]["space"])
     h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
-    h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
+    try: h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
+    except (RuntimeError, TypeError, ValueError) as error: raise EdgenesError(f"the record of hypernetwork seed {record['inputs']['seed']} does not fit its search space ({error}): delete it and run again") from error
     return h
 
 # %% ../nbs/16_tasks.ipynb #5dc9011
@@ -240,6 +242,7 @@ def _predictions(task: Task, shop: Shop) -> tuple[list[str], np.ndarray, np.ndar
     keys = [shop.records.key(run.inputs(shop)) for run in task.retrainings()]
     kept = [load_predictions(shop.records, key) for key in keys]
     for key, found in zip(keys, kept): require(found is not None, f"the predictions of retraining {key} are missing or damaged: run again")
+    require(len({tuple(k[name].shape for name in ("val", "test")) for k in kept if k}) == 1, "the predictions of a pool differ in shape: delete the cache and run again")
     return keys, *(np.stack([k[name].astype(np.float32) for k in kept if k]) for name in ("val", "test"))
 
 def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:

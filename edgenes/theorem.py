@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 
-from .core import derive_seed, require
+from .core import derive_seed, require, whole
 
 # %% auto #0
 __all__ = ['DISTRIBUTIONS', 'expected_updated_edges', 'ratio_to_dartsens', 'enumerate_overlap', 'simulate_overlap']
@@ -19,8 +19,7 @@ __all__ = ['DISTRIBUTIONS', 'expected_updated_edges', 'ratio_to_dartsens', 'enum
 DISTRIBUTIONS = ("discrete_from_one", "discrete_from_zero", "continuous")
 
 def _checked(n_members: int, max_shared: int, distribution: str = DISTRIBUTIONS[0]) -> None:
-    for name, value in (("n_members", n_members), ("max_shared", max_shared)):
-        require(isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1, f"{name} is {value!r}: give a whole number of at least 1")
+    whole(n_members, "n_members"), whole(max_shared, "max_shared")
     require(distribution in DISTRIBUTIONS, f"unknown distribution {distribution!r}: use one of {', '.join(DISTRIBUTIONS)}")
 
 def expected_updated_edges(n_members: int,    # N, members of the ensemble
@@ -60,7 +59,7 @@ def simulate_overlap(n_members: int,   # N
                      ) -> np.ndarray:  # (trials,) overlaps of a step with all members, summed over the members
     "Draws the active edges of a step and the edges of N members, uniformly, and counts. A lambda between two whole numbers is rounded up or down at random, so that the mean is kept."
     _checked(n_members, max_shared, distribution)
-    require(isinstance(trials, (int, np.integer)) and trials >= 1, f"trials is {trials!r}: give a whole number of at least 1")
+    whole(trials, "trials")
     rng = np.random.default_rng(derive_seed(seed, "theorem"))
 
     def subsets(count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from ..dial import positions, small_multiples
 from ..pipeline import Plan, trained
 from ..profiles import Shop
 from ..records import Records, all_records
@@ -78,4 +79,6 @@ def result(records: Records, published: dict) -> Result | None:
     note = f"n = {n} hypernetwork{'s' if n > 1 else ''}"
     figures = {"F3": (control_figure(frame, published), f"Edges shared with alpha* against lambda, one line a seed (drawn a little apart); {note}."),
                "F3_learning": (learning_figure(found), f"Regulariser and calibration error over the training; {note}.")}
+    first = int(frame["seed"].min())
+    figures["F3_cells"] = (small_multiples(positions(records, first)), f"The architectures of the hypernetwork of seed {first} at whole lambdas; edges shared with alpha* in colour.")
     return Result(said, {"F3": rows}, figures, found)

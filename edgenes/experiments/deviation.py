@@ -14,7 +14,7 @@ from ..profiles import Shop
 from ..records import Records
 from ..report import Result, figure, frame_of, systems_of
 from ..statistics import mixed_model, paired_tests, smallest_difference, summary
-from ..tasks import Task, genotype_of
+from ..tasks import Task
 
 TITLE = "T1: the hypernetwork against random deviation"
 KINDS = ("hypernetwork", "random deviation")

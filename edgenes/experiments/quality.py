@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ..core import require
 from ..genotype import Genotype
@@ -115,12 +116,15 @@ def cost_figure(found: pd.DataFrame) -> Figure:
     "Accuracy and NLL against total compute seconds: small dots are seeds, large ones means."
     fig, axes = figure(1, 2, 4.6, 3.9)
     colours = dict(zip(SYSTEMS, sns.color_palette("colorblind", len(SYSTEMS))))
-    marks = dict(zip(SYSTEMS, "oooosssDDDD^^^"))
+    marks = dict(zip(SYSTEMS, "oooosssDDDD^^^")) | {"EdgeNES": "*"}
     for ax, metric, label in zip(axes, ("accuracy_percent", "nll_nats"), ("test accuracy (%)", "test NLL (nats)")):
         for name, part in found.groupby("system", observed=True):
             ax.scatter(part["total_seconds"], part[metric], s=8, alpha=0.5, color=colours[name], marker=marks[name], linewidths=0)
-            ax.scatter(part["total_seconds"].mean(), part[metric].mean(), s=60, color=colours[name], marker=marks[name], label=name, edgecolors="black", linewidths=0.6)
+            ax.scatter(part["total_seconds"].mean(), part[metric].mean(), s=130 if name == "EdgeNES" else 50, color=colours[name], marker=marks[name], label=name, edgecolors="black", linewidths=0.6)
         ax.set(xlabel="total compute seconds (log)", ylabel=label, xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 

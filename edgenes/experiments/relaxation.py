@@ -13,7 +13,7 @@ from .control import calibration, hypernetworks
 from .speed import spread_lambdas
 from ..pipeline import Plan, ensemble, searched, seeded, trained
 from ..profiles import Shop
-from ..records import Records, all_records
+from ..records import Records
 from ..report import Result, figure, frame_of, systems_of
 from ..statistics import calibration_error, paired_tests, summary
 from ..tasks import Task

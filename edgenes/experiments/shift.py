@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
-from ..pipeline import Plan, ensemble
+from ..pipeline import Plan
 from ..profiles import Shop
 from ..records import Records, all_records
 from ..report import Result, figure

@@ -5,7 +5,7 @@ r"""How many architectures lie at each distance from $\alpha^*$, and what a path
 # %% ../../nbs/experiments/space.ipynb #e1fc004
 from __future__ import annotations
 
-from math import comb, prod
+from math import comb
 
 import numpy as np
 import pandas as pd

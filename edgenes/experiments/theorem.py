@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from . import quality
 from .control import hypernetworks
+from ..genotype import Genotype, SearchSpace
 from ..pipeline import Plan, ensemble
 from ..profiles import Shop
 from ..records import Records, all_records
@@ -35,7 +36,7 @@ def sized(shop: Shop, seed: int, name: str, n: int) -> Plan:
     return (yield from ensemble(shop, Task("system", seed, experiment="size", system=name, point=(("members", n),), pool=pool, keep=n, criterion=p.criterion)))
 
 # %% auto #0
-__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'space_of_record', 'theorem_figure', 'result']
+__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'places', 'theorem_figure', 'result']
 
 # %% ../../nbs/experiments/theorem.ipynb #b521010
 def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd.DataFrame:
@@ -59,20 +60,18 @@ def overlaps(records: Records) -> pd.DataFrame:
         runs.setdefault(r["inputs"]["seed"], []).append(float(np.mean([len(final & {tuple(e) for e in entry["genotypes"][0]}) for entry in r["results"]["log"]])))
     rows = []
     for r in hypernetworks(records):
-        seed, optimum = r["inputs"]["seed"], genotype_of(r["inputs"]["optimum"], space_of_record(r))
+        seed, optimum = r["inputs"]["seed"], genotype_of(r["inputs"]["optimum"], SearchSpace.from_dict(r["inputs"]["space"]))
         steps = [set(step) for entry in r["results"]["log"] for step in entry.get("active_edges", [])]
         if seed not in chosen or not steps: continue
-        place = lambda edges: {int(np.ravel_multi_index(optimum.space.position(e), optimum.space.shapes[0])) for e in edges}
-        own, members = place(optimum.edges), [place(genotype_of(edges, optimum.space).edges) for edges in chosen[seed]]
+        own, members = places(optimum), [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]]
         rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": optimum.space.max_shared,
                      "pairs_of_optimum": np.mean([sum(len(s & m & own) for m in members) for s in steps]), "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
                      "distinct_of_all": np.mean([len(s & set().union(*members)) for s in steps]), "dartsens": np.mean(runs.get(seed, [np.nan]))})
     return pd.DataFrame(rows)
 
-def space_of_record(record: dict) -> object:
-    "The search space of a record."
-    from edgenes.genotype import SearchSpace
-    return SearchSpace.from_dict(record["inputs"]["space"])
+def places(genotype: Genotype) -> set[int]:
+    "The places of its edges in alpha, flat, as the log has them."
+    return {int(np.ravel_multi_index(genotype.space.position(edge), genotype.space.shapes[0])) for edge in genotype.edges}
 
 # %% ../../nbs/experiments/theorem.ipynb #b521017
 def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
@@ -91,8 +90,8 @@ def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
         part = sizes[sizes["system"] == name] if len(sizes) else sizes
         for _, group in part.groupby("seed") if len(part) else (): axes[1].plot(group["members"], group["accuracy_percent"], lw=0.6, alpha=0.4, color=colour)
         if len(part): axes[1].plot(*part.groupby("members")["accuracy_percent"].mean().reset_index().to_numpy().T, "o-", ms=4, lw=2, color=colour, label=name)
-    axes[1].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)")
-    axes[1].legend(fontsize=8, frameon=False)
+    axes[1].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)", xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
+    if len(sizes): axes[1].legend(fontsize=8, frameon=False)
     return fig
 
 def result(records: Records, published: dict) -> Result | None:
