@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .app import register
 from .core import EdgenesError, require, short
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
@@ -64,6 +65,8 @@ def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: f
         typer.echo(f"{r['what']} ({r['unit']}, median [range]): ours {ours}, plain {plain}, ratio {r['ratio']:.2f}")
     typer.echo("relative differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gaps.items()))
     for name, r in zip(("faithful", "sampled", "memory", "dispatch"), rows): typer.echo(f"{name}_ratio: {r['ratio']:.2f}")
+
+register(app)
 
 # %% ../nbs/19_cli.ipynb #5e51005
 def seed_list(text: str) -> list[int]:

@@ -22,8 +22,8 @@ from .core import EdgenesError, content_hash, derive_seed, require, whole
 
 # %% auto #0
 __all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'Split', 'Data', 'downscale_images', 'channel_statistics', 'draw_splits',
-           'assemble', 'read_npz', 'read_folder', 'read_torchvision', 'read_source', 'load_data', 'Augment', 'augment',
-           'batches']
+           'assemble', 'checked_split', 'read_npz', 'pictures_in', 'read_pictures', 'read_classes', 'read_torchvision',
+           'read_source', 'read_part', 'load_data', 'Augment', 'augment', 'batches']
 
 # %% ../nbs/01_data.ipynb #30a7005
 @dataclass(frozen=True, eq=False)
@@ -145,11 +145,11 @@ def assemble(name: str, class_names: tuple[str, ...], splits: dict[str, Split], 
                 fingerprint=content_hash([list(class_names), content]))
 
 # %% ../nbs/01_data.ipynb #30a7018
-def _split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
-           labels: np.ndarray,  # (N,)
-           classes: int,        # K
-           where: str,          # for messages: "train of FILE"
-           ) -> Split:
+def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
+                  labels: np.ndarray,  # (N,)
+                  classes: int,        # K
+                  where: str,          # for messages: "train of FILE"
+                  ) -> Split:
     "Checked arrays as a `Split`."
     if images.dtype != np.uint8:
         nan = " with NaN" if images.dtype.kind == "f" and np.isnan(images).any() else ""
@@ -163,7 +163,7 @@ def _split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
     images = images[..., None] if images.ndim == 3 else images
     h, w = images.shape[1:3]
     require(h % 2 == 0 == w % 2, f"{where}: images are {h} x {w} pixels (N x H x W x C is read): height and width must be even, resize or pad them")
-    return Split(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), torch.from_numpy(labels.astype(np.int64)))
+    return Split(torch.from_numpy(np.require(images.transpose(0, 3, 1, 2), requirements=("C", "W"))), torch.from_numpy(labels.astype(np.int64)))
 
 # %% ../nbs/01_data.ipynb #30a7020
 Source = tuple[tuple[str, ...], Split, Split]
@@ -185,40 +185,49 @@ def read_npz(path: Path) -> Source:
         raise EdgenesError(f"cannot read {path} as an .npz file ({type(error).__name__}: {error}): {hint}") from error
     require(names.ndim == 1 and names.dtype.kind == "U" and 0 < len(names) == len(set(names.tolist())),
             f"{path}: class_names must be one or more different strings")
-    train, test = (_split(arrays[i], arrays[i + 1], len(names), f"{part} of {path}") for i, part in ((0, "train"), (2, "test")))
+    train, test = (checked_split(arrays[i], arrays[i + 1], len(names), f"{part} of {path}") for i, part in ((0, "train"), (2, "test")))
     return tuple(names.tolist()), train, test
 
 # %% ../nbs/01_data.ipynb #30a7022
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
-def read_folder(path: Path) -> Source:
-    "Class names, training and test set of `train/CLASS/*` and `test/CLASS/*`. `EdgenesError` names the picture or the class that does not fit."
+def pictures_in(folder: Path) -> list[Path]:
+    "The picture files of a folder, sorted; `EdgenesError` when there is none."
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    require(files, f"{folder} holds no picture: add some ({' '.join(SUFFIXES)}), or leave the class out")
+    return files
+
+def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (N, H, W, 3), uint8
+    "Pictures of one size and colour mode. `EdgenesError` names the one that cannot be read or differs from the first."
     from PIL import Image
-    names = [sorted(p.name for p in (path / part).iterdir() if p.is_dir() and not p.name.startswith(".")) for part in ("train", "test")]
-    require(names[0], f"{path / 'train'} has no class folder: it needs one or more")
-    odd = sorted(set(names[0]) ^ set(names[1]))
-    require(not odd, f"{path}: class {', '.join(odd[:3])} is not in both train and test: give both the same class folders")
-    first, splits = None, []
-    for part in ("train", "test"):
-        images, labels = [], []
-        for label, name in enumerate(names[0]):
-            files = sorted(p for p in (path / part / name).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            require(files, f"{path / part / name} holds no picture: add some ({' '.join(SUFFIXES)}), or leave the class out")
-            for file in files:
-                require(file.is_file(), f"cannot read the picture {file}: it is not a file")
-                try:
-                    with Image.open(file, formats=FORMATS) as picture:
-                        mode, size = picture.mode, picture.size[::-1]
-                        require(mode in ("L", "RGB"), f"{file} has colour mode {mode}: convert it to grey (L) or RGB with 8 bits a channel")
-                        first = first or (mode, size, file)
-                        require((mode, size) == first[:2], f"{file} is {mode} {size}, but {first[2]} is {first[0]} {first[1]}: give all pictures one size and mode")
-                        images.append(np.asarray(picture))
-                except EdgenesError: raise
-                except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
-            labels += [label] * len(files)
-        splits.append(_split(np.stack(images), np.array(labels), len(names[0]), f"{part} of {path}"))
-    return tuple(names[0]), splits[0], splits[1]
+    first, images = None, []
+    for file in files:
+        require(file.is_file(), f"cannot read the picture {file}: it is not a file")
+        try:
+            with Image.open(file, formats=FORMATS) as picture:
+                mode, size = picture.mode, picture.size[::-1]
+                require(mode in ("L", "RGB"), f"{file} has colour mode {mode}: convert it to grey (L) or RGB with 8 bits a channel")
+                first = first or (mode, size, file)
+                require((mode, size) == first[:2], f"{file} is {mode} {size}, but {first[2]} is {first[0]} {first[1]}: give all pictures one size and mode")
+                images.append(np.asarray(picture))
+        except EdgenesError: raise
+        except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
+    return np.stack(images)
+
+def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
+    "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
+    names = [sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) for folder in folders]
+    require(names[0], f"{folders[0]} has no class folder: it needs one or more")
+    odd = sorted(set(names[0]) ^ set(names[-1]))
+    require(not odd, f"{folders[0].parent}: class {', '.join(odd[:3])} is not in both train and test: give both the same class folders")
+    files = [[pictures_in(folder / name) for name in names[0]] for folder in folders]
+    images, splits, end = read_pictures([file for part in files for group in part for file in group]), [], 0
+    for folder, part in zip(folders, files):
+        labels = np.repeat(np.arange(len(part)), [len(group) for group in part])
+        start, end = end, end + len(labels)
+        splits.append(checked_split(images[start:end], labels, len(part), f"{folder.name} of {folder.parent}"))
+    return tuple(names[0]), splits
 
 # %% ../nbs/01_data.ipynb #30a7024
 class _Plain(pickle.Unpickler):
@@ -245,7 +254,7 @@ def read_torchvision(path: Path) -> Source:
     except Exception as error:
         raise EdgenesError(f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded ({type(error).__name__}: {error}): put an .npz file, train/ and test/ folders of pictures, or cifar-100-python there, or use the digits") from error
     names = tuple(meta["fine_label_names"])
-    train, test = (_split(s["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(s["fine_labels"]), len(names), f"{part} of CIFAR-100")
+    train, test = (checked_split(s["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(s["fine_labels"]), len(names), f"{part} of CIFAR-100")
                    for s, part in zip(sets, ("train", "test")))
     return names, train, test
 
@@ -256,8 +265,9 @@ def read_source(path: Path, download: bool = False) -> Source:
         require(path.suffix == ".npz", f"{path} is not an .npz file: give one, or a folder")
         return read_npz(path)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        try: return read_folder(path)
+        try: names, (train, test) = read_classes(path / "train", path / "test")
         except OSError as error: raise EdgenesError(f"cannot read {path} ({error.strerror or error}): give a folder that can be read") from error
+        return names, train, test
     if (path / "cifar-100-python").is_dir(): return read_torchvision(path)
     files = sorted(file for file in path.glob("*.npz") if file.is_file())
     files = [f for f in files if f.name == "cifar100.npz"] or files
@@ -265,6 +275,15 @@ def read_source(path: Path, download: bool = False) -> Source:
     if files: return read_npz(files[0])
     require(download, f"{path} holds no data: it needs an .npz file, or train/ and test/ with one folder of pictures a class")
     return read_torchvision(path)
+
+def read_part(path: Path, part: str) -> tuple[tuple[str, ...], Split]:
+    "Class names and the `train` or `test` set of what `read_source` reads, or of a folder that holds nothing but one folder of pictures a class."
+    folder = path / part if (path / part).is_dir() else path
+    if folder.is_dir() and not any(folder.glob("*.npz")) and not (folder / "cifar-100-python").is_dir():
+        names, (split,) = read_classes(folder)
+        return names, split
+    names, *splits = read_source(path)
+    return names, splits[part == "test"]
 
 # %% ../nbs/01_data.ipynb #30a7026
 def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the path of an .npz file or a folder
@@ -282,7 +301,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
         from sklearn.datasets import load_digits
         bunch, test = load_digits(), None
         names: tuple[str, ...] = tuple(map(str, range(10)))
-        train = _split((bunch.images * 255 / 16).round().astype(np.uint8), bunch.target, 10, "digits")  # 17 grey levels
+        train = checked_split((bunch.images * 255 / 16).round().astype(np.uint8), bunch.target, 10, "digits")  # 17 grey levels
     elif source == "cifar100":
         require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (or to an .npz file), or use the digits")
         names, train, test = read_source(Path(str(folder)), download=True)

@@ -68,10 +68,8 @@ dial.addEventListener('input',turn);turn();</script></html>
 
 # %% ../nbs/21_dial.ipynb #e109013
 def small_multiples(places: list[dict[str, Any]]) -> Figure:
-    "The cells at whole lambdas, one below the other in two columns."
+    "The cells at whole lambdas, one below the other."
     whole = [p for p in places if float(p["lambda"]).is_integer()]
-    fig = Figure(figsize=(13, 2.9 * ((len(whole) + 1) // 2)), dpi=80, layout="constrained")
-    axes = fig.subplots((len(whole) + 1) // 2, 2, squeeze=False).ravel()
-    for ax in axes: ax.axis("off")
-    for ax, place in zip(axes, whole): place["genotype"].plot(other=place["optimum"], ax=ax, title=caption(place))
+    fig = Figure(figsize=(8, 2.5 * len(whole)), dpi=80, layout="constrained")
+    for ax, place in zip(fig.subplots(len(whole), 1, squeeze=False)[:, 0], whole): place["genotype"].plot(other=place["optimum"], ax=ax, title=caption(place))
     return fig

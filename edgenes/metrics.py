@@ -5,17 +5,18 @@
 # %% ../nbs/10_metrics.ipynb #2e2e002
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from .ensembles import check_probs
 
 # %% auto #0
-__all__ = ['ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature']
+__all__ = ['ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature', 'Uncertainty', 'uncertainty']
 
 # %% ../nbs/10_metrics.ipynb #2e2e005
 ECE_BINS = 15
@@ -57,3 +58,19 @@ def fit_temperature(probs: Any,   # (M, N, K) softmax outputs on validation data
     logs = p.double().mean(0).clamp_min(torch.finfo(torch.float32).eps).log()
     cost = lambda log_t: torch.nn.functional.cross_entropy(logs / np.exp(log_t), y).item()
     return float(np.exp(minimize_scalar(cost, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4}).x))
+
+# %% ../nbs/10_metrics.ipynb #2e2e017
+class Uncertainty(NamedTuple):
+    "Of N predictions, in nats, each (N,): total = aleatoric + epistemic."
+    total: np.ndarray      # entropy of the mean probability
+    aleatoric: np.ndarray  # mean entropy of the members
+    epistemic: np.ndarray  # their difference: mutual information
+
+def uncertainty(probs: Any,       # (n, N, K) softmax outputs of the members
+                ) -> Uncertainty:
+    "Total, aleatoric and epistemic uncertainty of the ensemble's mean. `EdgenesError` unless they are probabilities."
+    def entropy(q: Tensor) -> Tensor: return torch.special.entr(q).sum(-1)
+    p = check_probs(probs)[0].double()
+    p = p / p.sum(-1, keepdim=True)
+    total, aleatoric = entropy(p.mean(0)), entropy(p).mean(0)
+    return Uncertainty(*(t.numpy() for t in (total, torch.minimum(aleatoric, total), (total - aleatoric).clamp_min(0))))

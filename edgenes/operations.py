@@ -16,8 +16,9 @@ from .core import require
 from .genotype import OPERATIONS
 
 # %% auto #0
-__all__ = ['Window', 'SMALL', 'corners', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense', 'norm',
-           'ConvNorm', 'corner_weight', 'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool', 'operation']
+__all__ = ['Window', 'SMALL', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense',
+           'norm', 'ConvNorm', 'corner_weight', 'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool',
+           'operation']
 
 # %% ../nbs/03_operations.ipynb #3203005
 def _library_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: tuple[int, int], wanted: tuple[bool, bool]) -> Any:
@@ -111,6 +112,10 @@ class _Depthwise(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 # %% ../nbs/03_operations.ipynb #3203010
+def by_library(x: Tensor) -> bool:
+    "Whether the library's own routes are taken: away from the CPU, and while `torch.export` traces a network."
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
+
 SMALL = 2**15  # below so many numbers a call costs more than its work: one wide convolution, above it one a set of kernels
 
 def widen(x: Tensor,  # (N, C, H, W)
@@ -126,8 +131,8 @@ def depthwise(x: Tensor,         # (N, C, H, W)
               ) -> Tensor:       # (N, m * C, ceil(H / stride), ceil(W / stride))
     "Depthwise convolution with padding that keeps the size: equal to `torch.nn.functional.conv2d`, by faster routes on a CPU."
     if stride == 2 and dilation == 2: x, stride, dilation = corners(x, (0,)), 1, 1
-    if x.device.type != "cpu" or x.numel() < SMALL: x = widen(x, weight.shape[0] // x.shape[1])
-    if x.device.type == "cpu": return _Depthwise.apply(x.contiguous(memory_format=torch.channels_last), weight, stride, dilation)
+    if by_library(x) or x.numel() < SMALL: x = widen(x, weight.shape[0] // x.shape[1])
+    if not by_library(x): return _Depthwise.apply(x.contiguous(memory_format=torch.channels_last), weight, stride, dilation)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 # %% ../nbs/03_operations.ipynb #3203014
@@ -180,7 +185,7 @@ def pointwise(x: Tensor,       # (N, groups * A, H, W)
               groups: int = 1,
               ) -> Tensor:     # (N, groups * B, H, W)
     "A grouped 1x1 convolution: equal to `torch.nn.functional.conv2d(x, weight, groups=groups)`, by a faster route on a CPU."
-    if x.device.type != "cpu": return F.conv2d(x, weight, groups=groups)
+    if by_library(x): return F.conv2d(x, weight, groups=groups)
     return _Pointwise.apply(_channels_last(x), weight, groups)
 
 # %% ../nbs/03_operations.ipynb #3203018
@@ -188,7 +193,7 @@ def average_pool(x: Tensor,       # (N, C, H, W)
                  stride: int = 1,
                  ) -> Tensor:     # (N, C, ceil(H / stride), ceil(W / stride))
     "3x3 average pool that counts the pixels inside the image: equal to `avg_pool2d(x, 3, stride, 1, count_include_pad=False)`."
-    if x.device.type != "cpu": return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    if by_library(x): return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     ones = torch.ones((x.shape[1], 1, 3, 3), dtype=x.dtype, device=x.device)
     inside = F.conv2d(torch.ones_like(x[:1, :1]), ones[:1], None, stride, 1)
     return depthwise(x, ones, stride) / inside
@@ -197,7 +202,7 @@ def mean_pixel(x: Tensor,   # (N, C, H, W)
                ) -> Tensor: # (N, C)
     "Mean over the pixels, as a product with 1 / HW: its gradient, unlike that of `mean`, keeps the channels last."
     rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-    return rows.new_full((len(rows), 1, rows.shape[1]), 1 / rows.shape[1]).bmm(rows)[:, 0]
+    return rows.new_full((rows.shape[0], 1, rows.shape[1]), 1 / rows.shape[1]).bmm(rows)[:, 0]
 
 class _Dense(torch.autograd.Function):
     @staticmethod

@@ -1,0 +1,125 @@
+"""The estimator on tiny budgets: files, clocks, shapes, and on images what scikit-learn checks on tables."""
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import cross_val_score
+
+from edgenes import EdgeNES
+from edgenes.core import EdgenesError
+from edgenes.data import load_data
+from edgenes.fitting import Run, make_profile, run_retraining
+from edgenes.genotype import Genotype
+
+TINY = {"members": 2, "candidates": 2, "search_steps": 2, "epochs": 1, "verbose": 0}
+DIGITS = load_digits()
+IMAGES, LABELS = (DIGITS.images * 255 / 16).round().astype(np.uint8), DIGITS.target
+FEW = IMAGES[:200], np.array([f"digit {y}" for y in LABELS[:200]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EdgeNES(**TINY).fit(*FEW)
+
+
+def test_import_is_light():
+    code = "import torch, sys, time; t = time.perf_counter(); import edgenes; t = time.perf_counter() - t; print(t < 0.3, 'sklearn' in sys.modules, hasattr(edgenes, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
+def test_same_seed_same_predictions_and_another_seed_others(model):
+    again = clone(model).fit(*FEW)
+    assert np.array_equal(again.predict_proba(IMAGES), model.predict_proba(IMAGES))
+    other = clone(model).set_params(seed=1).fit(*FEW)
+    assert not np.array_equal(other.predict_proba(IMAGES), model.predict_proba(IMAGES))
+
+
+def test_what_scikit_learn_checks_on_tables(model):
+    images, labels = FEW[0].copy(), FEW[1]
+    images.setflags(write=False)
+    fresh = EdgeNES(**TINY)
+    before, names = fresh.get_params(), set(vars(fresh))
+    assert fresh.fit(images, list(labels)) is fresh
+    assert fresh.get_params() == before
+    assert all(name.endswith("_") for name in set(vars(fresh)) - names)
+    assert fresh.classes_.tolist() == sorted(set(labels)) and fresh.n_features_in_ == 64
+    proba, order = fresh.predict_proba(images), np.random.default_rng(0).permutation(len(images))
+    assert np.allclose(proba.sum(1), 1, atol=1e-6)
+    assert (fresh.predict(images) == fresh.classes_[proba.argmax(1)]).all()
+    assert np.allclose(fresh.predict_proba(images[order]), proba[order], atol=1e-5)
+    assert np.allclose(np.concatenate([fresh.predict_proba(part) for part in np.array_split(images, 3)]), proba, atol=1e-5)
+    assert np.array_equal(pickle.loads(pickle.dumps(fresh)).predict_proba(images), proba)
+    assert np.array_equal(fresh.predict_proba(images), proba)
+    with pytest.raises(EdgenesError, match="shape"): EdgeNES(**TINY).fit(images, labels[:, None])
+
+
+def test_cross_validation():
+    scores = cross_val_score(EdgeNES(**TINY), *FEW, cv=2, error_score="raise")
+    assert scores.shape == (2,) and ((0 <= scores) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (64, 64, 3), (6, 10, 5)])
+def test_shapes(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(256, size=(30, *shape), dtype=np.uint8), np.arange(30) % 3 == 0
+    m = EdgeNES(**TINY | {"members": 1, "candidates": 1}).fit(images, labels)
+    assert m.predict(images).dtype == bool and m.image_shape_ == (*shape, 1)[:3]
+    again = EdgeNES.load(m.save(tmp_path))
+    assert np.array_equal(again.predict_proba(images), m.predict_proba(images)) and again.classes_.dtype == bool
+    x = torch.rand(2, m.image_shape_[2], *shape[:2])
+    with torch.no_grad(): assert m.members_[0](x).shape == (2, 2)
+
+
+def test_saved_files_are_the_model(model, tmp_path):
+    again = EdgeNES.load(model.save(tmp_path))
+    for a, b in zip(model.members_, again.members_):
+        assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    for name in ("predict_proba", "member_proba", "predict", "predict_uncertainty"):
+        assert np.array_equal(getattr(model, name)(IMAGES), getattr(again, name)(IMAGES))
+    assert again.report_ == model.report_ and again.optimum_ == model.optimum_
+    assert not [p for p in tmp_path.iterdir() if p.suffix in (".pkl", ".pt", ".tmp")]
+    assert model.save(tmp_path) == tmp_path  # over itself
+
+
+@pytest.mark.parametrize("name", ["ensemble.json", "weights.safetensors", "member-1.json", "optimum.json"])
+def test_damaged_file_is_named(model, tmp_path, name):
+    path = model.save(tmp_path) / name
+    good = path.read_bytes()
+    for bad in (b"", good[: len(good) // 2], good[:-2] + b"xx", b"[]", b"null", good.replace(b"3", b"4")):
+        path.write_bytes(bad)
+        with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+    path.unlink()
+    with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+
+
+def test_export_is_read_back_and_equal(model, tmp_path):
+    path = model.export(tmp_path / "ensemble.pt2")
+    module = torch.export.load(path).module()
+    for n in (1, 7):
+        x = torch.from_numpy(IMAGES[:n])[:, None].float() / 255
+        with torch.no_grad(): assert np.allclose(module(x).numpy(), model.predict_proba(IMAGES[:n]), atol=1e-5)
+
+
+def test_time_budget_is_kept():
+    start = time.perf_counter()
+    m = EdgeNES(members=2, candidates=4, time_budget=15, verbose=0).fit(IMAGES, LABELS)
+    seconds = time.perf_counter() - start
+    assert 13.5 <= seconds <= 16.5, m.report_["spent"]
+
+
+def test_one_architecture_twice_gives_two_networks():
+    data = load_data("digits", train_images=200)
+    genotype = Genotype.random(make_profile(data, 0).space, 0)
+    profile = replace(make_profile(data, 0, 1, 1), members=1)
+    with Run(data, profile, 0, None, 0) as run: _, probs = run_retraining(run, [(genotype, 0), (genotype, 1)], 1.0)
+    assert not torch.equal(probs[0], probs[1])
