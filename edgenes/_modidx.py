@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'edgenes.fitting.run_retraining': ('fitting.html#run_retraining', 'edgenes/fitting.py'),
                                  'edgenes.fitting.run_search': ('fitting.html#run_search', 'edgenes/fitting.py'),
                                  'edgenes.fitting.search_settings': ('fitting.html#search_settings', 'edgenes/fitting.py'),
+                                 'edgenes.fitting.search_share': ('fitting.html#search_share', 'edgenes/fitting.py'),
                                  'edgenes.fitting.steps_a_pass': ('fitting.html#steps_a_pass', 'edgenes/fitting.py'),
                                  'edgenes.fitting.watched': ('fitting.html#watched', 'edgenes/fitting.py')},
             'edgenes.genotype': { 'edgenes.genotype.Edge': ('genotype.html#edge', 'edgenes/genotype.py'),

@@ -27,8 +27,9 @@ from .search import SearchSettings, search
 from .tasks import Member, drawn_lambdas
 
 # %% auto #0
-__all__ = ['search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch', 'watched', 'plan_search', 'plan_retraining',
-           'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search', 'run_retraining', 'run_method']
+__all__ = ['LEAST_STEPS', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch', 'watched', 'search_share',
+           'plan_search', 'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search',
+           'run_retraining', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
 def search_settings(base: SearchSettings,  # everything but the budgets
@@ -96,14 +97,21 @@ def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> 
     try: return train(settings, watch)
     except OutOfTime: return train(replace(settings, epochs=len(watch.state["log"])), watch)  # type: ignore[index]
 
-# %% ../nbs/22_fitting.ipynb #dd47010
+# %% ../nbs/22_fitting.ipynb #dd47011
+LEAST_STEPS = 150  # of a retraining, below which the searches take less time and batches are smaller
+
+def search_share(profile: Profile, seconds: float, step: float) -> float:
+    "The share of the seconds for alpha* (the hypernetwork has 5/3 of it): 15 %, less where retraining would be left with too few steps."
+    like = step / (1 if profile.darts.relaxation == "sampled" else 7)  # a retraining step takes about as long as a sampled one
+    return min(0.15, max(0.05, 3 / 8 * (1 - LEAST_STEPS * profile.members * like / seconds)))
+
 def plan_search(data: Data, profile: Profile, seed: int, seconds: float) -> Profile:
-    "The profile with as many steps of the search for alpha* as 15 % of `seconds` hold, by a measurement."
+    "The profile with as many steps of the search for alpha* as its share of `seconds` holds, by a measurement."
     trial, watch = replace(search_settings(profile.darts, data, seed, 1), epochs=4), Watch()
     search(data, profile.space, trial, seed, progress=watch)
     step = watch.epoch_seconds / steps_a_pass(trial, data)
     require(8 * step < seconds, f"time_budget is {seconds:g} s, but one search step takes {step:.2g} s on these images: give more seconds, or smaller images")
-    return replace(profile, darts=search_settings(profile.darts, data, seed, min(1200, 0.15 * seconds / step)))
+    return replace(profile, darts=search_settings(profile.darts, data, seed, min(1200, search_share(profile, seconds, step) * seconds / step)))
 
 def plan_retraining(data: Data,
                     settings: RetrainSettings,
@@ -118,6 +126,8 @@ def plan_retraining(data: Data,
         if genotype.key in costs: continue
         watch, few = Watch(), replace(data, train=data.train.take(range(batch)))
         net, _ = retrain(few, genotype, replace(settings, epochs=3), 0, progress=watch)
+        if not costs and batch > 16 and seconds < LEAST_STEPS * least * watch.epoch_seconds:
+            return plan_retraining(data, replace(settings, batch_size=max(16, batch // 3)), candidates, least, seconds - (time.perf_counter() - started))
         start = time.perf_counter()
         predict(net, few.train, data)
         costs[genotype.key] = watch.epoch_seconds * (len(data.train) // batch), (time.perf_counter() - start) * len(data.val) / batch
@@ -131,7 +141,7 @@ def plan_retraining(data: Data,
     return (data if part is None else replace(data, train=data.train.take(part)), replace(settings, epochs=epochs),
             [epochs * (images / len(data.train)) * trains[j] + looks[j] for j in range(keep)])
 
-# %% ../nbs/22_fitting.ipynb #dd47014
+# %% ../nbs/22_fitting.ipynb #dd47015
 class ImageNetwork(nn.Module):
     "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Normalisation is inside."
     def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor):  # (C,) each
@@ -155,7 +165,7 @@ class Pixels:
     @staticmethod
     def normalise(images: Tensor) -> Tensor: return images.contiguous(memory_format=torch.channels_last).float().div_(255)
 
-# %% ../nbs/22_fitting.ipynb #dd47015
+# %% ../nbs/22_fitting.ipynb #dd47016
 class Run:
     "One fit: its data, budgets, clock, bar, and what was spent."
     def __init__(self, data: Data, profile: Profile, seed: int, seconds: float | None, verbose: int, start: float | None = None):
@@ -187,27 +197,28 @@ def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, c
     run.note(name, watch.times[0], epochs=len(found.log), steps=len(found.log) * each, images=settings.images or len(run.data.train))
     return found, watch.epoch_seconds / each
 
-# %% ../nbs/22_fitting.ipynb #dd47016
+# %% ../nbs/22_fitting.ipynb #dd47017
 def run_retraining(run: Run, candidates: list[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
     "The trained candidates and their validation probabilities (M, N, K); fewer than there are where the time budget ends."
     data, settings, least, seconds = run.data, run.profile.retrain, run.profile.members, [0.0] * len(candidates)
     start, slow = time.perf_counter(), 1.0
     if run.seconds is not None: data, settings, seconds = plan_retraining(data, settings, candidates, least, run.until(0.99) - start)
-    nets, probs = [], []  # type: ignore[var-annotated]
+    nets, probs, passes = [], [], []  # type: ignore[var-annotated]
     for j, ((genotype, seed), expected) in enumerate(zip(candidates, seconds)):
         begun = time.perf_counter()
         if j >= least and begun + slow * expected > run.until(1.05): break
         run.next(f"candidate {j + 1} of {len(seconds)}", *[cost] * (len(seconds) - j))
         share = expected / sum(seconds[j:]) if expected else 1.0
         watch = Watch(begun + 1.1 * share * (run.until(1.0) - begun), run.bar, cost)
-        net, _ = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)  # noqa: B023
+        net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)  # noqa: B023
+        passes.append(len(log))
         nets.append(ImageNetwork(net, data.mean, data.std).to(memory_format=torch.channels_last))
         probs.append(predict(nets[-1], data.val, Pixels()))  # type: ignore[arg-type]
         if expected: slow = max(1.0, (time.perf_counter() - begun) / expected)
-    run.note("retraining", start, candidates=len(nets), epochs=settings.epochs, images=len(data.train))
+    run.note("retraining", start, candidates=len(nets), epochs=min(passes), images=len(data.train))
     return nets, torch.stack(probs)
 
-# %% ../nbs/22_fitting.ipynb #dd47017
+# %% ../nbs/22_fitting.ipynb #dd47018
 def run_method(run: Run) -> dict[str, Any]:
     "The whole method; returns the fitted attributes of the estimator."
     data, seed, seconds = run.data, run.seed, run.seconds
@@ -219,7 +230,7 @@ def run_method(run: Run) -> dict[str, Any]:
     found, step = run_search(run, "search", run.profile.darts, run.until(0.25), costs[0])
     optimum = found.genotype
     if seconds is not None:
-        run.profile = replace(run.profile, hyper=search_settings(run.profile.hyper, data, seed, min(2400, 0.25 * seconds / step)))
+        run.profile = replace(run.profile, hyper=search_settings(run.profile.hyper, data, seed, min(2400, 5 / 3 * search_share(run.profile, seconds, step) * seconds / step)))
     run.next("hypernetwork", costs[1], rest)
     found, _ = run_search(run, "hypernetwork", run.profile.hyper, run.until(0.6), costs[1], optimum)
     hypernetwork = found.structure.cpu()

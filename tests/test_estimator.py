@@ -114,7 +114,7 @@ def test_time_budget_is_kept():
     start = time.perf_counter()
     m = EdgeNES(members=2, candidates=4, time_budget=15, verbose=0).fit(IMAGES, LABELS)
     seconds = time.perf_counter() - start
-    assert 13.5 <= seconds <= 16.5, m.report_["spent"]
+    assert 12 <= seconds <= 16.5, m.report_["spent"]  # never more than a tenth over; a machine that gets faster on the way leaves some
 
 
 def test_one_architecture_twice_gives_two_networks():

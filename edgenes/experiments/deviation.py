@@ -52,7 +52,8 @@ def tests(found: pd.DataFrame) -> pd.DataFrame | None:
     "Hypernetwork minus random deviation: paired by seed at each lambda with Holm's correction over the lambdas, and a mixed model over all. None for fewer than 2 seeds."
     wide = found.pivot(index=["lambda", "seed"], columns="system", values="accuracy_percent").dropna()
     if "random deviation" not in wide or wide.index.get_level_values("seed").nunique() < 2: return None
-    difference = (wide["hypernetwork"] - wide["random deviation"]).unstack("lambda").dropna()
+    difference = (wide["hypernetwork"] - wide["random deviation"]).unstack("lambda").dropna()  # seeds with every lambda
+    if len(difference) < 2: return None
     rows = paired_tests(difference.assign(zero=0.0).rename(columns=str), "zero").reset_index(names="lambda")
     sds = difference.std(ddof=1)
     rows["smallest_difference"] = [smallest_difference(len(difference), sd) if sd > 1e-9 else float("nan") for sd in sds]
@@ -85,7 +86,7 @@ def result(records: Records, published: dict) -> Result | None:
     if found.empty: return None
     n, rows = found["seed"].nunique(), table(found)
     tables, compared, model = {"T1": rows}, tests(found), mixed(found)
-    both = rows[rows["lambda"] < rows["lambda"].max()].pivot(index="lambda", columns="system", values="accuracy_percent")
+    both = rows[rows["lambda"] < found["lambda"].max()].pivot(index="lambda", columns="system", values="accuracy_percent")
     ahead = int((both["hypernetwork"] > both["random deviation"]).sum())
     said = [f"With n = {n} seed{'s' if n > 1 else ''} the hypernetwork has the higher mean accuracy at {ahead} of {len(both)} values of lambda."]
     if compared is not None:
