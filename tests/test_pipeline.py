@@ -129,7 +129,7 @@ def test_command_line_runs_the_method(tmp_path):
     assert done.returncode == 0, done.stderr
     header = (tmp_path / "r" / "tables" / "T2.csv").read_text().splitlines()
     assert header[0].startswith("system,n,accuracy_percent,accuracy_sd") and len(header) == 14
-    assert {p.stem for p in (tmp_path / "r" / "figures").glob("*.png")} == {"F1", "F2", "F3", "F3_learning", "F4", "T1", "T2_cost", "T2_seeds", "T3", "TH", "ablation", "relaxation", "shift"}
+    assert {p.stem for p in (tmp_path / "r" / "figures").glob("*.png")} == {"F1", "F2", "F3", "F3_cells", "F3_learning", "F4", "T1", "T2_cost", "T2_seeds", "T3", "TH", "ablation", "relaxation", "shift"}
     assert all((tmp_path / "r" / "figures" / f"F3.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
