@@ -178,7 +178,7 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
     least = 2 ** (1 - int(compared["n"].iloc[0]))
     said.append(f"Paired permutation tests against EdgeNES with Holm's correction over {len(compared)} comparisons (n = {int(compared['n'].iloc[0])}) "
                 + (f"find a difference in accuracy at 5 % for {', '.join(clear['system'])}" if len(clear) else "find no difference in accuracy at 5 %")
-                + f"; with this n the smallest p that a single test can reach is {least:.4f}" + (f", {least * len(compared):.2f} after the correction." if least * len(compared) > 0.05 else "."))
+                + f"; with this n the smallest p that a single test can reach is {least:.4f}" + (f", {min(1.0, least * len(compared)):.2f} after the correction." if least * len(compared) > 0.05 else "."))
     said.append((f"Equivalent to EdgeNES within {MARGIN:g} point (5 %, uncorrected): {', '.join(same['system'])}." if len(same) else f"No system is shown to be equivalent to EdgeNES within {MARGIN:g} point.")
                 + f" The median of the smallest differences that this n finds with a power of 80 % is {compared['smallest_difference'].median():.1f} points.")
     return said
