@@ -49,6 +49,7 @@ def run(profile: ProfileName = "demo",
     show(Path(shop.results))
     if notebooks: execute_notebooks(profile, Path(shop.results), device)
 
+# %% ../nbs/19_cli.ipynb #5e51004b
 @app.command(epilog="Example: edgenes report cpu")
 def report(profile: ProfileName = "demo", results: Results = None) -> None:
     "Rebuilds tables, figures and report.html from the records; needs neither data nor training."

@@ -258,6 +258,7 @@ def read_torchvision(path: Path) -> Source:
                    for s, part in zip(sets, ("train", "test")))
     return names, train, test
 
+# %% ../nbs/01_data.ipynb #30a7024b
 def read_source(path: Path, download: bool = False) -> Source:
     "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
     require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")

@@ -115,7 +115,7 @@ _METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracl
 _SHARED = range(257)  # more edges than any genotype keeps
 FORMS: dict[str, Any] = {
     "darts": {"inputs": {"seed": int}, "results": {"genotype": [(str, int, int, str)], "structure": {"vector": [float]}}, "seconds": {"search": float}},
-    "hypernetwork": {"inputs": {"seed": int}, "results": {"structure": {"vectors": [[float]], "segments": [float]}, "log": [{"calibration": [(_SHARED, _SHARED)]}]}, "seconds": {"search": float}},
+    "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": int, "margin": float}, "space": {}, "optimum": [(str, int, int, str)]}, "results": {"structure": {"vectors": [[float]], "segments": [float]}, "log": [{"calibration": [(_SHARED, _SHARED)]}]}, "seconds": {"search": float}},
     "retraining": {"inputs": {"seed": int}, "seconds": {"retraining": float, "prediction": float}},
     "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {}},
                "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float},

@@ -59,6 +59,7 @@ def space_of(profile: Profile, variant: str) -> SearchSpace:
 # %% ../nbs/16_tasks.ipynb #5dc9008
 Member = tuple[Genotype, int]  # a genotype, and the seed of its retraining
 
+# %% ../nbs/16_tasks.ipynb #5dc9008b
 @dataclass(frozen=True)
 class Task:
     "One run; which fields matter depends on its kind."
@@ -178,6 +179,7 @@ def _run_search(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
     else: save_weights(shop.records, shop.records.key(task.inputs(shop)), found.net)
     return results, {"search": sum(entry["seconds"] for entry in found.log)}
 
+# %% ../nbs/16_tasks.ipynb #5dc9013b
 def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, data, start = shop.profile, shop.data, compute_seconds(shop.data.train.images.device)
     trained = replace(task, kind="hypernetwork")

@@ -113,7 +113,7 @@ def test_package_is_small():
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
     assert lines.pop("benchmark.py") < 320  # measures the package, and is not used by it
     assert lines.pop("fitting.py") < 210 and lines.pop("estimator.py") < 250 and lines.pop("app.py") < 120  # use the package
-    assert max(lines.values()) < 330, lines  # one idea a module: what grows beyond is two
+    assert max(lines.values()) < 380, lines  # one idea a module: what grows beyond is two
     assert sum(lines.values()) < 3050, lines
 
 

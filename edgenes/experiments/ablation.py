@@ -67,6 +67,7 @@ def rules(records: Records) -> pd.DataFrame:
     rows = found.groupby("system")[["val_accuracy_percent", "accuracy_percent", "gap", "val_nll_nats", "nll_nats"]].mean().reset_index(names="rule")
     return rows.assign(n=found["seed"].nunique())
 
+# %% ../../nbs/experiments/ablation.ipynb #e6de005b
 def ablation_figure(records: Records) -> Figure:
     "Shared edges against lambda for every variant, as shares of Lambda; lines are seeds."
     fig, axes = figure(1, len(CHANGES), 2.1, 2.5, sharey=True)

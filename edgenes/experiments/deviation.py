@@ -35,6 +35,10 @@ def single(shop: Shop, seed: int, kind: str, lam: int) -> Plan:
     point = (("lambda", lam), ("shared_edges", g.shared_edges(optimum)))
     return (yield from ensemble(shop, Task("system", seed, experiment="deviation", system=kind, point=point, pool=seeded(seed, [g], [2 * lam]), search_seconds=seconds)))
 
+# %% auto #0
+__all__ = ['TITLE', 'KINDS', 'plans', 'single', 'frame', 'table', 'tests', 'mixed', 'deviation_figure', 'result']
+
+# %% ../../nbs/experiments/deviation.ipynb #9b90004b
 def frame(records: Records) -> pd.DataFrame:
     "One row a network."
     return frame_of(systems_of(records, "deviation"))
@@ -63,9 +67,6 @@ def mixed(found: pd.DataFrame) -> pd.DataFrame | None:
     "The difference over all lambdas, with a random level for the search seed; None for fewer than 3 seeds."
     both = found[found["lambda"] < found["lambda"].max()]
     return mixed_model(both, "accuracy_percent", "system", "seed", "random deviation") if both["seed"].nunique() >= 3 else None
-
-# %% auto #0
-__all__ = ['TITLE', 'KINDS', 'plans', 'single', 'frame', 'table', 'tests', 'mixed', 'deviation_figure', 'result']
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90005
 def deviation_figure(found: pd.DataFrame) -> Figure:

@@ -29,6 +29,10 @@ def slopes(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{"seed": seed, "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
                           "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for seed, part in ours.groupby("seed") if len(part) > 2])
 
+# %% auto #0
+__all__ = ['TITLE', 'plans', 'slopes', 'distance_figure', 'result']
+
+# %% ../../nbs/experiments/distance.ipynb #080d004b
 def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
     "Ours, every seed a line; the paper's read-off points, on an axis of the same length."
     printed = published.get("paper", {}).get("F4")
@@ -61,6 +65,3 @@ def result(records: Records, published: dict) -> Result | None:
     if printed: said.append(f"The ten points of the paper's figure give {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points an edge (one hypernetwork, no repetition).")
     caption = f"Test accuracy of h(lambda); left: here, a line a seed, n = {n}; right: the paper's points on an axis of the same length."
     return Result(said, {"F4": rows}, {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
-
-# %% auto #0
-__all__ = ['TITLE', 'plans', 'slopes', 'distance_figure', 'result']

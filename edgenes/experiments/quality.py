@@ -38,6 +38,7 @@ def plans(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> list[Pla
     for name in systems: require(name in SYSTEMS, f"unknown system {name!r}: use one of {', '.join(SYSTEMS)}")
     return [system(shop, seed, name) for name in systems]
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9007b
 def system(shop: Shop, seed: int, name: str) -> Plan:
     "Plan of one system; returns its record."
     p = shop.profile

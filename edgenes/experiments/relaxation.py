@@ -50,6 +50,7 @@ def control(records: Records) -> pd.DataFrame:
                          "calibration_error_edges": calibration_error(*zip(*last["calibration"])), "val_loss_nats": last["val_loss_nats"]})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe005b
 def result(records: Records, published: dict) -> Result | None:
     "Quality of alpha*, calibration, accuracy of the ensemble, at what seconds."
     found = frame_of(systems_of(records, "relaxation"))

@@ -72,6 +72,7 @@ def space_figure(frame: pd.DataFrame, many: list[int], lams: list[float]) -> Fig
     for i, m in enumerate(many): axes[1].annotate(f"{m:,}", (i, m), ha="center", va="bottom", fontsize=8)
     return fig
 
+# %% ../../nbs/experiments/space.ipynb #e1fc007b
 def result(records: Records, published: dict) -> Result | None:
     "The counts, and the plane with the path of the first hypernetwork that there is."
     found = sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"])[:1]
