@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,9 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     checkpoint = DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(inputs)}")
     with claimed(checkpoint.folder):
         found = task.done(shop)
-        if found is not None: return found
+        if found is not None:  # another process was faster; the folder of the lock is of no more use
+            checkpoint.remove()
+            return found
         start = time.perf_counter()
         try: results, seconds = RUN[task.kind](task, shop, checkpoint)
         except Diverged as error:
@@ -153,9 +155,11 @@ def claimed(folder: Path) -> Iterator[None]:
     except ImportError:  # a system without such locks: the first record to be written stands
         yield
         return
+    file = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        while file is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError): file = (folder / "lock").open("w")  # whoever held the lock may just have removed the folder
     except OSError as error: raise EdgenesError(f"cannot write {folder}: {error.strerror}; choose a folder that can be written, or free space") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
