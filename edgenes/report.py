@@ -110,7 +110,7 @@ def build(folder: str | Path,                         # results folder of a prof
     kept = {path.stem for path in made}
     for kind in ("tables", "figures"):
         for path in (records.folder / kind).glob("*"):
-            if path.stem not in kept: path.unlink()
+            if path.stem not in kept and not path.name.startswith('.'): path.unlink(missing_ok=True)  # a dot: another process is writing it
     made.append(write_atomic(records.folder / "report.html", _html(records, found)))
     seeds = [r["inputs"]["seed"] for r in all_records(records, "hypernetwork") if not r["inputs"].get("variant")]
     dial = import_module("edgenes.dial")
