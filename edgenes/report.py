@@ -20,14 +20,20 @@ from matplotlib.figure import Figure
 
 from .core import read_json, require, write_atomic, write_json
 from .records import Records, all_records
+from .statistics import summary
 
 # %% auto #0
-__all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'systems_of', 'frame_of', 'Result', 'experiment', 'figure', 'save',
+__all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'accuracy_of', 'systems_of', 'frame_of', 'Result', 'experiment', 'figure', 'save',
            'published_figures', 'results', 'build', 'statements']
 
 # %% ../nbs/18_report.ipynb #aaa8007
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement")
 COSTS = ("search", "retraining", "selection", "total")
+
+def accuracy_of(values: Any) -> dict[str, float]:
+    "n, mean, SD and 95 % interval of accuracies (percent), under the names that all tables use."
+    s = summary(values)
+    return {"n": s["n"], "accuracy_percent": s["mean"], "accuracy_sd": s["sd"], "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"]}
 
 def systems_of(records: Records, experiment: str) -> list[dict[str, Any]]:
     "The system records of an experiment."

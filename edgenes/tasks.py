@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .core import Diverged, EdgenesError, compute_seconds, require, stream, whole
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -59,7 +60,7 @@ def space_of(profile: Profile, variant: str) -> SearchSpace:
 # %% ../nbs/16_tasks.ipynb #5dc9008
 Member = tuple[Genotype, int]  # a genotype, and the seed of its retraining
 
-# %% ../nbs/16_tasks.ipynb #5dc9008b
+# %% ../nbs/16_tasks.ipynb #5dc9009
 @dataclass(frozen=True)
 class Task:
     "One run; which fields matter depends on its kind."
@@ -85,21 +86,7 @@ class Task:
 
     def inputs(self, shop: Shop) -> dict[str, Any]:
         "What the run depends on: the content of its key."
-        p, edges = shop.profile, self.genotype.to_dict()["edges"] if self.genotype else None
-        label = {"variant": self.variant} if self.variant else {}
-        if self.kind in ("darts", "hypernetwork", "screening"):
-            common = {"settings": settings_of(p, self.kind, self.variant).described(), "seed": self.seed} | label
-            if self.kind == "darts": return shop.inputs(**common, index=self.index)
-            space = space_of(p, self.variant).to_dict()
-            return shop.inputs(**common | {"space": space, "optimum": edges} | ({"lambdas": screened_lambdas(p, self.seed)} if self.kind == "screening" else {}))
-        common = {"settings": asdict(p.retrain), "seed": self.seed}
-        if self.kind == "evolution": return shop.inputs(**common, evaluations=p.free_pool, members=p.members)
-        space = (self.genotype or self.pool[0][0]).space.to_dict()
-        if self.kind == "retraining": return shop.inputs(**common | {"space": space, "genotype": edges})
-        pool = [[g.to_dict()["edges"], seed] for g, seed in self.pool]
-        common |= {"space": space, "experiment": self.experiment, "system": self.system, "pool": pool, "point": dict(self.point)}
-        if self.kind == "shift": return shop.inputs(**common, corruptions=CORRUPTIONS, images=p.shift_images)
-        return shop.inputs(**common, keep=self.keep or len(pool), rule=self.rule, criterion=self.criterion)
+        return _inputs(self, shop)
 
     def done(self, shop: Shop) -> dict[str, Any] | None:
         "The record, if the task is finished. A retraining whose predictions were deleted from the cache is not."
@@ -107,7 +94,26 @@ class Task:
         if found and self.kind == "retraining" and load_predictions(shop.records, shop.records.key(self.inputs(shop))) is None: return None
         return found
 
-# %% ../nbs/16_tasks.ipynb #5dc9009
+# %% ../nbs/16_tasks.ipynb #5dc9010
+def _inputs(task: Task, shop: Shop) -> dict[str, Any]:
+    "See `Task.inputs`."
+    p, edges = shop.profile, task.genotype.to_dict()["edges"] if task.genotype else None
+    label = {"variant": task.variant} if task.variant else {}
+    if task.kind in ("darts", "hypernetwork", "screening"):
+        common = {"settings": settings_of(p, task.kind, task.variant).described(), "seed": task.seed} | label
+        if task.kind == "darts": return shop.inputs(**common, index=task.index)
+        space = space_of(p, task.variant).to_dict()
+        return shop.inputs(**common | {"space": space, "optimum": edges} | ({"lambdas": screened_lambdas(p, task.seed)} if task.kind == "screening" else {}))
+    common = {"settings": asdict(p.retrain), "seed": task.seed}
+    if task.kind == "evolution": return shop.inputs(**common, evaluations=p.free_pool, members=p.members)
+    space = (task.genotype or task.pool[0][0]).space.to_dict()
+    if task.kind == "retraining": return shop.inputs(**common | {"space": space, "genotype": edges})
+    pool = [[g.to_dict()["edges"], seed] for g, seed in task.pool]
+    common |= {"space": space, "experiment": task.experiment, "system": task.system, "pool": pool, "point": dict(task.point)}
+    if task.kind == "shift": return shop.inputs(**common, corruptions=CORRUPTIONS, images=p.shift_images)
+    return shop.inputs(**common, keep=task.keep or len(pool), rule=task.rule, criterion=task.criterion)
+
+# %% ../nbs/16_tasks.ipynb #5dc9011
 def genotype_of(edges: list[list[Any]], space: SearchSpace) -> Genotype:
     "The genotype of the edges in a record."
     return Genotype(space, tuple(Edge(*edge) for edge in edges))
@@ -124,7 +130,7 @@ def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     except (RuntimeError, TypeError, ValueError) as error: raise EdgenesError(f"the record of hypernetwork seed {record['inputs']['seed']} does not fit its search space ({error}): delete it and run again") from error
     return h
 
-# %% ../nbs/16_tasks.ipynb #5dc9011
+# %% ../nbs/16_tasks.ipynb #5dc9013
 def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
     found = task.done(shop)
@@ -165,7 +171,7 @@ def claimed(folder: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/16_tasks.ipynb #5dc9013
+# %% ../nbs/16_tasks.ipynb #5dc9015
 def drawn_lambdas(profile: Profile, seed: int, skewed: bool = False) -> list[float]:
     "The N draws of lambda of a seed: U(0, Lambda), or with a density that grows as lambda^2."
     u = torch.rand(profile.candidates, generator=stream(seed, "lambda"))
@@ -183,15 +189,15 @@ def _run_search(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
     else: save_weights(shop.records, shop.records.key(task.inputs(shop)), found.net)
     return results, {"search": sum(entry["seconds"] for entry in found.log)}
 
-# %% ../nbs/16_tasks.ipynb #5dc9013b
+# %% ../nbs/16_tasks.ipynb #5dc9016
 def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
-    p, data, start = shop.profile, shop.data, compute_seconds(shop.data.train.images.device)
+    p, data = shop.profile, shop.data
     trained = replace(task, kind="hypernetwork")
     record, s = run_task(trained, shop), settings_of(p, "hypernetwork", task.variant)
     h = hypernetwork_of(record)
     net = Supernet(h.space, data.classes, data.channels, s.channels, s.layers).to(data.train.images.device)
-    require(load_weights(shop.records, shop.records.key(trained.inputs(shop)), net),
-            f"the weights of {trained.kind} seed {task.seed} are not in {shop.records.folder / 'cache'}: delete its record and run again")
+    _with_weights(net, trained, shop, checkpoint)
+    start = compute_seconds(data.train.images.device)
     _, half = data.halves(1000 * task.seed, s.images if s.images and s.images < len(data.train) else None)
     judged: dict[Genotype, float] = {}
     for lam in screened_lambdas(p, task.seed):
@@ -199,6 +205,13 @@ def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
         if g not in judged: judged[g] = inherited_loss(net, g, half, data, s.batch_size)
     results = {"judged": [{"lambda": lam, "genotype": h.sample(lam).to_dict()["edges"], "val_loss_nats": judged[h.sample(lam)]} for lam in screened_lambdas(p, task.seed)]}
     return results, {"screening": compute_seconds(data.train.images.device) - start}
+
+def _with_weights(net: nn.Module, trained: Task, shop: Shop, checkpoint: DiskCheckpoint) -> None:
+    "Puts the weights of a finished run into a network. The cache is not part of a checkout: where they are missing, the run is made again, to the same bits."
+    key = shop.records.key(trained.inputs(shop))
+    if load_weights(shop.records, key, net): return
+    RUN[trained.kind](trained, shop, DiskCheckpoint(checkpoint.folder / key))
+    require(load_weights(shop.records, key, net), f"the weights of {trained.kind} {key} do not fit its network: delete its record and run again")
 
 def inherited_loss(net: Supernet,       # with trained weights
                    genotype: Genotype,
@@ -215,7 +228,7 @@ def inherited_loss(net: Supernet,       # with trained weights
             total += F.cross_entropy(net(data.normalise(x), mix, mix > 0), y, reduction="sum").item()
     return total / len(split)
 
-# %% ../nbs/16_tasks.ipynb #5dc9015
+# %% ../nbs/16_tasks.ipynb #5dc9018
 def _run_retraining(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     assert task.genotype is not None
     net, log = retrain(shop.data, task.genotype, shop.profile.retrain, task.seed, checkpoint)
@@ -242,7 +255,7 @@ def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
         probs.append(load_predictions(shop.records, shop.records.key(run.inputs(shop)))["val"].astype(np.float32))
     return {"pool": [[g.to_dict()["edges"], seed] for g, seed in seen]}, {}
 
-# %% ../nbs/16_tasks.ipynb #5dc9017
+# %% ../nbs/16_tasks.ipynb #5dc9020
 def _predictions(task: Task, shop: Shop) -> tuple[list[str], np.ndarray, np.ndarray]:
     "Keys of the retrainings of a pool, their validation and test predictions (M, N, K)."
     keys = [shop.records.key(run.inputs(shop)) for run in task.retrainings()]
@@ -269,13 +282,13 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
     return results, seconds | {"total": sum(seconds.values())}
 
 def _run_shift(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
-    p, data, start = shop.profile, shop.data, compute_seconds(shop.data.train.images.device)
+    p, data = shop.profile, shop.data
     nets, count, rows = [], p.shift_images or len(data.test), []
     for run in task.retrainings():
         net = DiscreteNetwork(run.genotype, data.classes, data.channels, p.retrain.channels, p.retrain.layers, auxiliary=p.retrain.auxiliary)
-        require(load_weights(shop.records, shop.records.key(run.inputs(shop)), net), f"the weights of retraining {run.seed} are missing from the cache: delete its record and run again")
+        _with_weights(net, run, shop, checkpoint)
         nets.append(net.to(data.train.images.device, memory_format=torch.channels_last))
-    true = data.test.labels[:count].cpu().numpy()
+    start, true = compute_seconds(data.train.images.device), data.test.labels[:count].cpu().numpy()
     for name in CORRUPTIONS if data.channels in (1, 3) else [n for n in CORRUPTIONS if n != "jpeg"]:
         for severity in SEVERITIES:
             images = Split(corrupt(data.test.images[:count], name, severity), data.test.labels[:count])

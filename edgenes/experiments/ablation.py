@@ -10,13 +10,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
-from .annealing import single
 from .control import calibration, hypernetworks
+from .deviation import sampled
 from ..pipeline import Plan, ensemble
 from ..profiles import Shop
 from ..records import Records
-from ..report import Result, figure, frame_of, systems_of
-from ..statistics import calibration_error, paired_tests, spearman, summary
+from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..statistics import calibration_error, paired_tests, spearman
 from ..tasks import Task, genotype_of
 
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
@@ -26,7 +26,7 @@ RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accurac
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "One plan a variant and lambda, and one a selection rule."
     inner = range(1, shop.profile.space.max_shared)
-    return [single(shop, seed, "ablation", name, variant, lam) for name, variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
+    return [sampled(shop, seed, "ablation", name, lam, variant) for name, variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
 
 def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
     "EdgeNES's pool of T2, selected by another rule."
@@ -38,11 +38,11 @@ def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
 __all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'rules', 'ablation_figure', 'result']
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de005
-def control(records: Records) -> pd.DataFrame:
+def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     "Calibration of every variant's hypernetworks, as shares of Lambda."
     rows = []
-    for name, variant in CHANGES.items():
-        for seed, part in (calibration(found).groupby("seed") if (found := hypernetworks(records, variant)) else ()):
+    for name, found in trained.items():
+        for seed, part in calibration(found).groupby("seed") if found else ():
             top = part["lambda"].max()
             ends = part[part["lambda"].isin((0, top))]
             rows.append({"variant": name, "seed": seed, "edges": int(top), "calibration_error_share": calibration_error(part["lambda"], part["shared_edges"]) / top,
@@ -54,9 +54,8 @@ def table(found: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
     means, rows = found.groupby(["system", "seed"])["accuracy_percent"].mean(), []
     for name in CHANGES:
         if name not in means.index: continue
-        s, part = summary(means[name]), controlled[controlled["variant"] == name]
-        rows.append({"variant": name, "n": s["n"], "calibration_error_share": part["calibration_error_share"].mean(), "error_at_ends_edges": part["error_at_ends_edges"].mean(), "spearman": part["spearman"].mean(),
-                     "accuracy_percent": s["mean"], "accuracy_sd": s["sd"], "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"]})
+        part = controlled[controlled["variant"] == name]
+        rows.append({"variant": name} | accuracy_of(means[name]) | part[["calibration_error_share", "error_at_ends_edges", "spearman"]].mean().to_dict())
     return pd.DataFrame(rows)
 
 def rules(records: Records) -> pd.DataFrame:
@@ -67,13 +66,13 @@ def rules(records: Records) -> pd.DataFrame:
     rows = found.groupby("system")[["val_accuracy_percent", "accuracy_percent", "gap", "val_nll_nats", "nll_nats"]].mean().reset_index(names="rule")
     return rows.assign(n=found["seed"].nunique())
 
-# %% ../../nbs/experiments/ablation.ipynb #e6de005b
-def ablation_figure(records: Records) -> Figure:
+# %% ../../nbs/experiments/ablation.ipynb #e6de006
+def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     "Shared edges against lambda for every variant, as shares of Lambda; lines are seeds."
     fig, axes = figure(1, len(CHANGES), 2.1, 2.5, sharey=True)
-    for ax, (name, variant) in zip(axes, CHANGES.items()):
+    for ax, (name, found) in zip(axes, trained.items()):
         ax.plot([0, 1], [0, 1], ":", color="0.5")
-        for i, (_, part) in enumerate(calibration(found).groupby("seed") if (found := hypernetworks(records, variant)) else ()):
+        for i, (_, part) in enumerate(calibration(found).groupby("seed") if found else ()):
             top = part["lambda"].max()
             ax.plot(part["lambda"] / top, part["shared_edges"] / top + 0.01 * i, lw=1, color=sns.color_palette("colorblind")[i % 10])
         ax.set(title=name, xlabel="lambda / Lambda")
@@ -84,7 +83,8 @@ def result(records: Records, published: dict) -> Result | None:
     "The ablations and the selection rules."
     found = frame_of(systems_of(records, "ablation"))
     if found.empty: return None
-    controlled, chosen = control(records), rules(records)
+    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in CHANGES.items()}
+    controlled, chosen = control(trained), rules(records)
     rows, n = table(found, controlled), found["seed"].nunique()
     tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {})
     by = rows.set_index("variant")
@@ -100,6 +100,6 @@ def result(records: Records, published: dict) -> Result | None:
         c = chosen.set_index("rule")
         said.append(f"The gap between validation and test accuracy is {c.loc['exhaustive, accuracy', 'gap']:+.2f} points for exhaustive selection by accuracy and {c.loc['forward, nll', 'gap']:+.2f} for forward selection by NLL; "
                     f"their test accuracies are {c.loc['exhaustive, accuracy', 'accuracy_percent']:.1f} and {c.loc['forward, nll', 'accuracy_percent']:.1f} %.")
-    sources = systems_of(records, "ablation") + systems_of(records, "selection") + [r for v in CHANGES.values() for r in hypernetworks(records, v)]
+    sources = systems_of(records, "ablation") + systems_of(records, "selection") + [r for found in trained.values() for r in found]
     caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n} seed{'s' if n > 1 else ''}."
-    return Result(said, tables, {"ablation": (ablation_figure(records), caption)}, sources)
+    return Result(said, tables, {"ablation": (ablation_figure(trained), caption)}, sources)

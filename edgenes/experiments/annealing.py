@@ -11,29 +11,22 @@ from matplotlib.figure import Figure
 
 from .control import hypernetworks
 from .control import table as control_table
-from ..pipeline import Plan, ensemble, seeded, trained
+from .deviation import sampled
+from ..pipeline import Plan
 from ..profiles import Shop
 from ..records import Records
-from ..report import Result, figure, frame_of, systems_of
-from ..statistics import paired_tests, summary
-from ..tasks import Task
+from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..statistics import paired_tests
 
 TITLE = "T3: annealing of C and t"
 SCHEDULES = {"annealed": "", "fixed at start": "fixed at start", "fixed at end": "fixed at end"}
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "One plan a schedule and lambda."
-    return [single(shop, seed, "annealing", name, variant, lam) for name, variant in SCHEDULES.items() for lam in range(1, shop.profile.space.max_shared)]
-
-def single(shop: Shop, seed: int, experiment: str, name: str, variant: str, lam: int) -> Plan:
-    "One network of a variant's hypernetwork, at lambda out of 1 .. Lambda - 1 of the paper's space; in a larger space in proportion."
-    optimum, h, _, seconds = yield from trained(shop, seed, variant)
-    g = h.sample(lam * h.max_shared // shop.profile.space.max_shared)
-    point = (("lambda", lam), ("shared_edges", g.shared_edges(optimum)))
-    return (yield from ensemble(shop, Task("system", seed, experiment=experiment, system=name, point=point, pool=seeded(seed, [g], [2 * lam]), search_seconds=seconds)))
+    return [sampled(shop, seed, "annealing", name, lam, variant) for name, variant in SCHEDULES.items() for lam in range(1, shop.profile.space.max_shared)]
 
 # %% auto #0
-__all__ = ['TITLE', 'SCHEDULES', 'plans', 'single', 'annealing_figure', 'table', 'result']
+__all__ = ['TITLE', 'SCHEDULES', 'plans', 'annealing_figure', 'table', 'result']
 
 # %% ../../nbs/experiments/annealing.ipynb #2dff005
 def annealing_figure(found: pd.DataFrame) -> Figure:
@@ -52,16 +45,15 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     "T3: accuracy of every schedule and lambda."
     rows = []
     for (name, lam), part in found.groupby(["system", "lambda"]):
-        s = summary(part["accuracy_percent"])
-        rows.append({"schedule": name, "lambda": lam, "n": s["n"], "shared_edges": part["shared_edges"].mean(), "accuracy_percent": s["mean"], "accuracy_sd": s["sd"],
-                     "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"]})
+        rows.append({"schedule": name, "lambda": lam} | accuracy_of(part["accuracy_percent"]) | {"shared_edges": part["shared_edges"].mean()})
     return pd.DataFrame(rows)
 
 def result(records: Records, published: dict) -> Result | None:
     "T3, the control of each schedule, and tests on the mean over lambda."
     found = frame_of(systems_of(records, "annealing"))
     if found.empty: return None
-    control = pd.concat([control_table(h).assign(schedule=name) for name, variant in SCHEDULES.items() if (h := hypernetworks(records, variant))])
+    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in SCHEDULES.items()}
+    control = pd.concat([control_table(rs).assign(schedule=name) for name, rs in trained.items() if rs])
     tables, n = {"T3": table(found), "T3_control": control[["schedule", "seed", "calibration_error_edges", "spearman"]]}, found["seed"].nunique()
     means, errors = found.groupby("system")["accuracy_percent"].mean(), control.groupby("schedule")["calibration_error_edges"].mean()
     said = ["Mean test accuracy over lambda: " + ", ".join(f"{name} {means[name]:.1f} %" for name in SCHEDULES if name in means) + f" (n = {n} seed{'s' if n > 1 else ''}). "
@@ -73,5 +65,5 @@ def result(records: Records, published: dict) -> Result | None:
         said.append(" ".join(f"Without annealing, {row['system']}: {row['difference']:+.2f} points (95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}, permutation p after Holm {row['p_holm']:.2f}, n = {int(row['n'])})."
                              for _, row in compared.iterrows()))
     caption = f"Test accuracy of single networks with and without annealing; marks are seeds, lines join means; n = {n} seed{'s' if n > 1 else ''}."
-    sources = systems_of(records, "annealing") + [r for v in SCHEDULES.values() for r in hypernetworks(records, v)]
+    sources = systems_of(records, "annealing") + [r for rs in trained.values() for r in rs]
     return Result(said, tables, {"T3": (annealing_figure(found), caption)}, sources)

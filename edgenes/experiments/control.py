@@ -5,6 +5,8 @@ r"""The hypernetwork is asked for an architecture that shares $\lambda$ edges wi
 # %% ../../nbs/experiments/control.ipynb #9ffa004
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -23,9 +25,9 @@ def plans(shop: Shop, seed: int) -> list[Plan]:
     "One hypernetwork a seed."
     return [trained(shop, seed)]
 
-def hypernetworks(records: Records, variant: str = "") -> list[dict]:
-    "The hypernetwork records of a variant."
-    return [r for r in all_records(records, "hypernetwork") if r["inputs"].get("variant", "") == variant]
+def hypernetworks(records: Records, variant: str = "", seeds: Iterable[int] | None = None) -> list[dict]:
+    "The hypernetwork records of a variant; of these seeds alone, where a comparison has no others."
+    return [r for r in all_records(records, "hypernetwork") if r["inputs"].get("variant", "") == variant and (seeds is None or r["inputs"]["seed"] in set(seeds))]
 
 def calibration(found: list[dict]) -> pd.DataFrame:
     "One row a seed and lambda."

@@ -9,11 +9,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from ..genotype import Genotype
 from ..pipeline import Plan, ensemble, searched, seeded, trained
 from ..profiles import Shop
 from ..records import Records
-from ..report import Result, figure, frame_of, systems_of
-from ..statistics import mixed_model, paired_tests, smallest_difference, summary
+from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..statistics import mixed_model, paired_tests, smallest_difference
 from ..tasks import Task
 
 TITLE = "T1: the hypernetwork against random deviation"
@@ -22,23 +23,28 @@ KINDS = ("hypernetwork", "random deviation")
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "Two plans a lambda, and the hypernetwork at Lambda."
     top = shop.profile.space.max_shared
-    return [single(shop, seed, kind, lam) for lam in range(top + 1) for kind in KINDS if kind == "hypernetwork" or lam < top]
+    return [sampled(shop, seed, "deviation", KINDS[0], lam) for lam in range(top + 1)] + [deviated(shop, seed, lam) for lam in range(top)]
 
-def single(shop: Shop, seed: int, kind: str, lam: int) -> Plan:
-    "One network at one lambda. Its retraining seed is numbered by the place of lambda on the grid of half edges, as in F2."
-    if kind == "hypernetwork":
-        optimum, h, _, seconds = yield from trained(shop, seed)
-        g = h.sample(lam)
-    else:
-        (optimum,), (record,) = yield from searched(shop, seed)
-        g, seconds = optimum.deviate(lam, 1000 * seed + lam), record["seconds"]["search"]
-    point = (("lambda", lam), ("shared_edges", g.shared_edges(optimum)))
-    return (yield from ensemble(shop, Task("system", seed, experiment="deviation", system=kind, point=point, pool=seeded(seed, [g], [2 * lam]), search_seconds=seconds)))
+def sampled(shop: Shop, seed: int, experiment: str, name: str, lam: int, variant: str = "") -> Plan:
+    "The network of a hypernetwork at lambda, counted in edges of the profile's space; in a larger space in proportion."
+    optimum, h, _, seconds = yield from trained(shop, seed, variant)
+    return (yield from network(shop, seed, experiment, name, lam, optimum, h.sample(lam * h.max_shared // shop.profile.space.max_shared), seconds))
+
+def deviated(shop: Shop, seed: int, lam: int) -> Plan:
+    "A random genotype that shares lambda edges with alpha*."
+    (optimum,), (record,) = yield from searched(shop, seed)
+    return (yield from network(shop, seed, "deviation", KINDS[1], lam, optimum, optimum.deviate(lam, 1000 * seed + lam), record["seconds"]["search"]))
+
+def network(shop: Shop, seed: int, experiment: str, name: str, lam: int, optimum: Genotype, genotype: Genotype, seconds: float) -> Plan:
+    "One network, retrained and tested. Its retraining seed is numbered by the place of lambda on the grid of half edges, as in F2."
+    point = (("lambda", lam), ("shared_edges", genotype.shared_edges(optimum)))
+    return (yield from ensemble(shop, Task("system", seed, experiment=experiment, system=name, point=point, pool=seeded(seed, [genotype], [2 * lam]), search_seconds=seconds)))
 
 # %% auto #0
-__all__ = ['TITLE', 'KINDS', 'plans', 'single', 'frame', 'table', 'tests', 'mixed', 'deviation_figure', 'result']
+__all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame', 'table', 'tests', 'mixed', 'deviation_figure',
+           'result']
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90004b
+# %% ../../nbs/experiments/deviation.ipynb #9b90005
 def frame(records: Records) -> pd.DataFrame:
     "One row a network."
     return frame_of(systems_of(records, "deviation"))
@@ -47,9 +53,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     "T1: accuracy of both at every lambda."
     rows = []
     for (lam, kind), part in found.groupby(["lambda", "system"]):
-        s = summary(part["accuracy_percent"])
-        rows.append({"lambda": lam, "system": kind, "n": s["n"], "shared_edges": part["shared_edges"].mean(), "accuracy_percent": s["mean"], "accuracy_sd": s["sd"],
-                     "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"], "nll_nats": part["nll_nats"].mean()})
+        rows.append({"lambda": lam, "system": kind} | accuracy_of(part["accuracy_percent"]) | {"shared_edges": part["shared_edges"].mean(), "nll_nats": part["nll_nats"].mean()})
     return pd.DataFrame(rows)
 
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
@@ -68,7 +72,7 @@ def mixed(found: pd.DataFrame) -> pd.DataFrame | None:
     both = found[found["lambda"] < found["lambda"].max()]
     return mixed_model(both, "accuracy_percent", "system", "seed", "random deviation") if both["seed"].nunique() >= 3 else None
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90005
+# %% ../../nbs/experiments/deviation.ipynb #9b90006
 def deviation_figure(found: pd.DataFrame) -> Figure:
     "Accuracy against lambda, both kinds, every seed a mark; lines join means."
     fig, ax = figure(width=6.4, height=3.6)

@@ -21,7 +21,7 @@ TITLE = "F4: lambda against the accuracy of the sampled architecture"
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "The hypernetwork's networks of T1."
-    return [deviation.single(shop, seed, "hypernetwork", lam) for lam in range(shop.profile.space.max_shared + 1)]
+    return [deviation.sampled(shop, seed, "deviation", "hypernetwork", lam) for lam in range(shop.profile.space.max_shared + 1)]
 
 def slopes(found: pd.DataFrame) -> pd.DataFrame:
     "For every seed: points of accuracy gained an edge (least squares), and Spearman's correlation."
@@ -32,7 +32,7 @@ def slopes(found: pd.DataFrame) -> pd.DataFrame:
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'slopes', 'distance_figure', 'result']
 
-# %% ../../nbs/experiments/distance.ipynb #080d004b
+# %% ../../nbs/experiments/distance.ipynb #080d005
 def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
     "Ours, every seed a line; the paper's read-off points, on an axis of the same length."
     printed = published.get("paper", {}).get("F4")

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from .control import calibration, hypernetworks
 from .speed import spread_lambdas
-from ..pipeline import Plan, ensemble, searched, seeded, trained
+from ..pipeline import Plan, ensemble, searched, seeded
+from ..pipeline import trained as trained_plan
 from ..profiles import Shop
 from ..records import Records
-from ..report import Result, figure, frame_of, systems_of
-from ..statistics import calibration_error, paired_tests, summary
+from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..statistics import calibration_error, paired_tests
 from ..tasks import Task
 
 TITLE = "The sampled relaxation at equal seconds"
@@ -31,7 +32,7 @@ def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
     if what == "optimum":
         optima, records = yield from searched(shop, seed, 1, METHODS[name])
         return (yield from ensemble(shop, Task("system", seed, pool=seeded(seed, optima), search_seconds=records[0]["seconds"]["search"], **task)))
-    _, h, _, seconds = yield from trained(shop, seed, METHODS[name], METHODS[name])
+    _, h, _, seconds = yield from trained_plan(shop, seed, METHODS[name], METHODS[name])
     lams = spread_lambdas(shop.profile)
     pool = seeded(seed, map(h.sample, lams), [round(2 * lam) for lam in lams])
     return (yield from ensemble(shop, Task("system", seed, pool=pool, search_seconds=seconds, **task)))
@@ -40,27 +41,26 @@ def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
 __all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'result', 'relaxation_figure']
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe005
-def control(records: Records) -> pd.DataFrame:
+def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     "Calibration error, and the validation loss of the search at its end, of every hypernetwork; both methods' searches of alpha* beside them."
     rows = []
-    for name, variant in METHODS.items():
-        for r in hypernetworks(records, variant):
+    for name, found in trained.items():
+        for r in found:
             last = r["results"]["log"][-1]
             rows.append({"method": name, "seed": r["inputs"]["seed"], "search_seconds": r["seconds"]["search"], "epochs": len(r["results"]["log"]),
                          "calibration_error_edges": calibration_error(*zip(*last["calibration"])), "val_loss_nats": last["val_loss_nats"]})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/relaxation.ipynb #c4fe005b
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe006
 def result(records: Records, published: dict) -> Result | None:
     "Quality of alpha*, calibration, accuracy of the ensemble, at what seconds."
     found = frame_of(systems_of(records, "relaxation"))
     if found.empty: return None
-    controlled, n = control(records), found["seed"].nunique()
+    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in METHODS.items()}
+    controlled, n = control(trained), found["seed"].nunique()
     rows = []
     for name, group in found.groupby("system"):
-        s = summary(group["accuracy_percent"])
-        rows.append({"system": name, "n": s["n"], "accuracy_percent": s["mean"], "accuracy_sd": s["sd"], "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"],
-                     "nll_nats": group["nll_nats"].mean(), "search_seconds": group["search_seconds"].mean()})
+        rows.append({"system": name} | accuracy_of(group["accuracy_percent"]) | {"nll_nats": group["nll_nats"].mean(), "search_seconds": group["search_seconds"].mean()})
     tables = {"relaxation": pd.DataFrame(rows), "relaxation_control": controlled}
     by, errors = tables["relaxation"].set_index("system"), controlled.groupby("method")[["calibration_error_edges", "search_seconds"]].mean()
     said = [f"With n = {n} seed{'s' if n > 1 else ''}: alpha* of the sampled search has {by.loc['sampled, optimum', 'accuracy_percent']:.1f} %, of the faithful one {by.loc['faithful, optimum', 'accuracy_percent']:.1f} %; "
@@ -74,14 +74,14 @@ def result(records: Records, published: dict) -> Result | None:
         said.append(" ".join(f"{row['system'].capitalize()} minus faithful: {row['difference']:+.2f} points (95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}, permutation p = {row['p_permutation']:.2f}, n = {int(row['n'])})."
                              for _, row in compared.iterrows()))
     caption = f"Shared edges against lambda after a faithful and a sampled search of about equal seconds; a line a seed (drawn a little apart); n = {n} seed{'s' if n > 1 else ''}."
-    sources = systems_of(records, "relaxation") + [r for v in METHODS.values() for r in hypernetworks(records, v)]
-    return Result(said, tables, {"relaxation": (relaxation_figure(records), caption)}, sources)
+    sources = systems_of(records, "relaxation") + [r for rs in trained.values() for r in rs]
+    return Result(said, tables, {"relaxation": (relaxation_figure(trained), caption)}, sources)
 
-def relaxation_figure(records: Records) -> Figure:
+def relaxation_figure(trained: dict[str, list[dict]]) -> Figure:
     "The control of both methods."
     fig, axes = figure(1, 2, 3.6, 3.0, sharey=True)
-    for ax, (name, variant) in zip(axes, METHODS.items()):
-        frame = calibration(hypernetworks(records, variant))
+    for ax, (name, found) in zip(axes, trained.items()):
+        frame = calibration(found)
         ax.plot([0, frame["lambda"].max()], [0, frame["lambda"].max()], ":", color="0.5")
         for i, (_, group) in enumerate(frame.groupby("seed")):
             ax.plot(group["lambda"], group["shared_edges"] + 0.03 * i, "o-", ms=3, lw=1, color=sns.color_palette("colorblind")[i % 10])

@@ -13,8 +13,8 @@ from . import quality
 from ..pipeline import Plan
 from ..profiles import Shop
 from ..records import Records, all_records
-from ..report import Result, figure
-from ..statistics import paired_tests, summary
+from ..report import Result, accuracy_of, figure
+from ..statistics import paired_tests
 from ..tasks import Task, genotype_of
 
 TITLE = "Shift: the same ensembles on corrupted images"
@@ -44,8 +44,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     each, rows = found.groupby(["system", "seed"])[list(METRICS)].mean(), []
     for name in SYSTEMS:
         if name not in each.index: continue
-        s = summary(each.loc[name, "accuracy_percent"])
-        rows.append({"system": name, "n": s["n"], "accuracy_percent": s["mean"], "accuracy_sd": s["sd"], "accuracy_ci_low": s["ci_low"], "accuracy_ci_high": s["ci_high"]} | each.loc[name, list(METRICS[1:])].mean().to_dict())
+        rows.append({"system": name} | accuracy_of(each.loc[name, "accuracy_percent"]) | each.loc[name, list(METRICS[1:])].mean().to_dict())
     return pd.DataFrame(rows)
 
 # %% auto #0
