@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -189,9 +189,9 @@ def operations() -> dict[str, Any]:
     "Launched operations of a faithful step on an accelerator, ours and plain."
     b, batch = problem(batch=4)
     p, batch = plain_copy(b), (batch[0].to("meta"), batch[1].to("meta"))
-    ours, plain = (Bilevel(x.net.to("meta"), x.structure.to("meta"), b.settings) for x in (b, p))
-    plain.weight_optimiser.param_groups[0]["foreach"] = False
-    ours, plain = launches(partial(our_step, ours, batch)), launches(partial(plain_step, plain, batch))
+    far, far_plain = (Bilevel(x.net.to("meta"), x.structure.to("meta"), b.settings) for x in (b, p))
+    far_plain.weight_optimiser.param_groups[0]["foreach"] = False
+    ours, plain = launches(partial(our_step, far, batch)), launches(partial(plain_step, far_plain, batch))
     return row("operations launched by a faithful step", [sum(ours.values())], [sum(plain.values())], "operations")
 
 # %% ../nbs/20_benchmark.ipynb #070f014
@@ -223,6 +223,7 @@ class PlainNetwork(DiscreteNetwork):
     "A discrete network as a textbook writes it: every input of every cell computed, library calls, channels first."
     def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         before = previous = self.stem(x)
+        cell: Any  # a `DiscreteCell`
         for cell in self.cells:
             states = [cell.pre0(F.relu(before)), cell.pre1(F.relu(previous))]
             for node in range(2, cell.nodes + 2):
@@ -321,7 +322,7 @@ class Clock(Launches):
     "Seconds, bytes and floating-point operations, by torch's own formulas, of every kind of operation."
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.bytes: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
 
@@ -366,4 +367,4 @@ def roofline(repeats: int = 3, **sizes: Any) -> tuple[dict[str, float], list[dic
     figures["seconds_memory"] = gigabytes / figures["copy_gigabytes_a_second"]
     figures["fraction_of_bound"] = max(figures["seconds_arithmetic"], figures["seconds_memory"]) / seconds
     total = sum(clock.seconds.values())
-    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9} for k, v in clock.seconds.most_common()]
+    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9} for k, v in sorted(clock.seconds.items(), key=lambda item: -item[1])]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from .core import require
 from .records import Records, all_records
 from .report import frame_of, systems_of
-from .tasks import genotype_of, hypernetwork_of
+from .tasks import hypernetwork_of, optimum_in
 
 # %% auto #0
 __all__ = ['positions', 'caption', 'picture', 'page', 'small_multiples']
@@ -30,7 +30,7 @@ def positions(records: Records,
     found = [r for r in all_records(records, "hypernetwork") if r["inputs"]["seed"] == seed and not r["inputs"].get("variant")]
     require(found, f"{records.folder} has no hypernetwork of seed {seed}: run it first, or choose another seed")
     h = hypernetwork_of(found[0])
-    optimum, measured = genotype_of(found[0]["inputs"]["optimum"], h.space), frame_of(systems_of(records, "deviation"))
+    optimum, measured = optimum_in(found[0]), frame_of(systems_of(records, "deviation"))
     if len(measured): measured = measured[(measured["system"] == "hypernetwork") & (measured["seed"] == seed)].set_index("lambda")["accuracy_percent"]
     lams = [i * step for i in range(int(h.max_shared / step) + 1)]
     return [{"lambda": lam, "genotype": h.sample(lam), "optimum": optimum, "shared": h.sample(lam).shared_edges(optimum), "accuracy": measured.get(lam) if len(measured) else None} for lam in lams]

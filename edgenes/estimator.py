@@ -83,9 +83,9 @@ def check_settings(m: Any) -> None:
     "`EdgenesError` for a parameter that `fit` cannot use."
     for name, low in (("members", 1), ("candidates", 1), ("seed", 0), ("search_steps", 1), ("epochs", 1)):
         value, free = getattr(m, name), name in ("search_steps", "epochs")  # None leaves the choice to `make_profile`
-        require(value is None and free or isinstance(value, Integral) and not isinstance(value, bool) and value >= low, f"{name} is {value!r}: give a whole number of at least {low}")
+        require(value is None and free or isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low, f"{name} is {value!r}: give a whole number of at least {low}")
     require(m.criterion in ("nll", "accuracy"), f"criterion is {m.criterion!r}: use nll or accuracy")
-    require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < m.time_budget < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
+    require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < float(m.time_budget) < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
 
 # %% ../nbs/23_estimator.ipynb #6332011
 class EdgeNES(ClassifierMixin, BaseEstimator):
@@ -140,7 +140,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         found, known = ((*split.images.shape[2:], split.images.shape[1]), self.image_shape_)
         require(found == known, f"images are {' x '.join(map(str, found))} (H x W x C), the ensemble was fitted on {' x '.join(map(str, known))}: resize or convert them")
         images = split.to(self.members_[0].mean.device)
-        return torch.stack([predict(member, images, Pixels()) for member in self.members_]).numpy()  # type: ignore[arg-type]
+        return torch.stack([predict(member, images, Pixels()) for member in self.members_]).numpy()
 
     def predict_proba(self, X: Any) -> np.ndarray:
         "Probabilities (N, K), columns in the order of `classes_`: the members' mean."
@@ -271,7 +271,7 @@ def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
             net = DiscreteNetwork(genotype, len(classes), shape[2], **report["network"])
             members.append(ImageNetwork(net, torch.zeros(shape[2]), torch.ones(shape[2])).eval())
             members[-1].load_state_dict(part(f"member-{i}"))
-            members[-1].to(where, memory_format=torch.channels_last)
+            members[-1].to(where).to(memory_format=torch.channels_last)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise EdgenesError(f"{folder} holds an ensemble that this version cannot build ({type(error).__name__}: {error}): use the version that wrote it, "
                            f"edgenes {manifest.get('version')}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +65,7 @@ def make_profile(data: Data,
     base, steps = replace(cpu.darts, relaxation=relaxation, augment=change), search_steps or 300
     batch = min(96, max(4, n // 16))
     retraining = replace(cpu.retrain, batch_size=batch, epochs=epochs or min(40, max(8, 1200 // (n // batch))), augment=change)
-    unused = {"curve_points": 1} | dict.fromkeys(("deep_pool", "free_pool", "screened"), 10_000)  # of experiments, not of a fit
+    unused: dict[str, Any] = {"curve_points": 1} | dict.fromkeys(("deep_pool", "free_pool", "screened"), 10_000)  # of experiments, not of a fit
     return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining, **unused, **fields)
 
 # %% ../nbs/22_fitting.ipynb #dd47008
@@ -76,7 +76,8 @@ class Watch:
     "The checkpoint (in memory) and the progress of one training."
     def __init__(self, deadline: float = math.inf,  # of `time.perf_counter`
                  bar: Any = None, share: float = 0.0):  # a tqdm bar and what the whole training adds to it
-        self.deadline, self.bar, self.share, self.state, self.times = deadline, bar, share, None, [time.perf_counter()]
+        self.deadline, self.bar, self.share, self.times = deadline, bar, share, [time.perf_counter()]
+        self.state: dict[str, Any] | None = None
 
     def load(self) -> dict[str, Any] | None: return self.state
 
@@ -95,7 +96,9 @@ class Watch:
 def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> Any:
     "What `train(settings, watch)` returns, or what it has reached at the deadline."
     try: return train(settings, watch)
-    except OutOfTime: return train(replace(settings, epochs=len(watch.state["log"])), watch)  # type: ignore[index]
+    except OutOfTime:
+        assert watch.state is not None, "a training stops after an epoch, when its state was saved"
+        return train(replace(settings, epochs=len(watch.state["log"])), watch)
 
 # %% ../nbs/22_fitting.ipynb #dd47011
 LEAST_STEPS = 150  # of a retraining, below which the searches take less time and batches are smaller
@@ -115,7 +118,7 @@ def plan_search(data: Data, profile: Profile, seed: int, seconds: float) -> Prof
 
 def plan_retraining(data: Data,
                     settings: RetrainSettings,
-                    candidates: list[Member],
+                    candidates: Sequence[Member],
                     least: int,      # candidates that are trained in any case
                     seconds: float,  # for measuring and for training
                     ) -> tuple[Data, RetrainSettings, list[float]]:  # with fewer images, with other passes; seconds of each candidate that is affordable
@@ -144,6 +147,9 @@ def plan_retraining(data: Data,
 # %% ../nbs/22_fitting.ipynb #dd47015
 class ImageNetwork(nn.Module):
     "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Normalisation is inside."
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor):  # (C,) each
         super().__init__()
         self.net = net
@@ -170,7 +176,8 @@ class Run:
     "One fit: its data, budgets, clock, bar, and what was spent."
     def __init__(self, data: Data, profile: Profile, seed: int, seconds: float | None, verbose: int, start: float | None = None):
         self.data, self.profile, self.seed, self.seconds, self.verbose = data, profile, seed, seconds, verbose
-        self.start, self.spent = time.perf_counter() if start is None else start, {}  # type: ignore[var-annotated]
+        self.start = time.perf_counter() if start is None else start
+        self.spent: dict[str, dict[str, Any]] = {}
         self.bar = tqdm(total=1.0, disable=not verbose, bar_format="{desc}{percentage:3.0f}% [{elapsed}<{remaining}]")
 
     def __enter__(self) -> Run: return self
@@ -198,12 +205,14 @@ def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, c
     return found, watch.epoch_seconds / each
 
 # %% ../nbs/22_fitting.ipynb #dd47017
-def run_retraining(run: Run, candidates: list[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
+def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
     "The trained candidates and their validation probabilities (M, N, K); fewer than there are where the time budget ends."
     data, settings, least, seconds = run.data, run.profile.retrain, run.profile.members, [0.0] * len(candidates)
     start, slow = time.perf_counter(), 1.0
     if run.seconds is not None: data, settings, seconds = plan_retraining(data, settings, candidates, least, run.until(0.99) - start)
-    nets, probs, passes = [], [], []  # type: ignore[var-annotated]
+    nets: list[ImageNetwork] = []
+    probs: list[Tensor] = []
+    passes: list[int] = []
     for j, ((genotype, seed), expected) in enumerate(zip(candidates, seconds)):
         begun = time.perf_counter()
         if j >= least and begun + slow * expected > run.until(1.05): break
@@ -213,7 +222,7 @@ def run_retraining(run: Run, candidates: list[Member], cost: float) -> tuple[lis
         net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)  # noqa: B023
         passes.append(len(log))
         nets.append(ImageNetwork(net, data.mean, data.std).to(memory_format=torch.channels_last))
-        probs.append(predict(nets[-1], data.val, Pixels()))  # type: ignore[arg-type]
+        probs.append(predict(nets[-1], data.val, Pixels()))
         if expected: slow = max(1.0, (time.perf_counter() - begun) / expected)
     run.note("retraining", start, candidates=len(nets), epochs=min(passes), images=len(data.train))
     return nets, torch.stack(probs)

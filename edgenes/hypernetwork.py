@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .core import require
+from .core import EdgenesError, require
 from .genotype import Genotype, SearchSpace
 
 # %% auto #0
@@ -68,6 +68,6 @@ class Hypernetwork(nn.Module):
                lam: float,  # lambda, between 0 and Lambda
                ) -> Genotype:
         "The discrete architecture at lambda. `EdgenesError` for a lambda outside [0, Lambda], or without a search space."
-        require(self.space is not None, "this hypernetwork has no search space: build it with Hypernetwork.of(space)")
+        if self.space is None: raise EdgenesError("this hypernetwork has no search space: build it with Hypernetwork.of(space)")
         require(0 <= lam <= self.max_shared, f"lambda {lam} is outside [0, {self.max_shared}]: give a number of shared edges")
         with torch.no_grad(): return Genotype.from_structure(self.space, self(float(lam)))

@@ -51,7 +51,9 @@ def seeded(seed: int, genotypes: Iterable[Genotype], places: Iterable[int] | Non
 class Progress:
     "Plans under way, the records that they were given, and what failed."
     def __init__(self, shop: Shop, plans: Iterable[Plan]):
-        self.shop, self.known, self.failed = shop, {}, {}
+        self.shop = shop
+        self.known: dict[Task, Record] = {}
+        self.failed: dict[Task, EdgenesError] = {}
         self.waiting: dict[Plan, list[Task]] = {}
         for plan in plans: self.send(plan, None)
 

@@ -132,7 +132,8 @@ def check_form(value: Any, form: Any, where: str) -> None:
         require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)), f"{where} is {short(value)}, not a list, or of another length")
         for i, v in enumerate(value): check_form(v, form[i % len(form)], f"{where}[{i}]")
     else:
-        kinds, (low, high) = {str: str, int: int}.get(form, (int, float)), (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
+        kinds: Any = {str: str, int: int}.get(form, (int, float))
+        low, high = (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
         require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high), f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
 
 # %% ../nbs/13_records.ipynb #9c0c015
@@ -189,7 +190,8 @@ def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
     "Keeps the predictions of a run beside its record, as float16."
     import io
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(a, dtype=np.float16) for name, a in arrays.items()})
+    halves: dict[str, Any] = {name: np.asarray(a, dtype=np.float16) for name, a in arrays.items()}
+    np.savez(buffer, **halves)
     write_atomic(records.folder / "cache" / f"{key}.npz", buffer.getvalue())
 
 def save_weights(records: Records, key: str, net: torch.nn.Module) -> None:

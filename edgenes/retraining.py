@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from .search import Checkpoint, anneal_cosine, restore
 from .supernet import check_batch, reduction_cells
 
 # %% auto #0
-__all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork', 'RetrainSettings', 'retrain', 'predict']
+__all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork', 'RetrainSettings', 'retrain', 'Normaliser', 'predict']
 
 # %% ../nbs/08_retraining.ipynb #6bf9005
 class DiscreteCell(nn.Module):
@@ -37,15 +37,15 @@ class DiscreteCell(nn.Module):
 
     def forward(self, before: Tensor, previous: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
         read = {edge.source for edge in self.edges}  # an input that no edge reads is not computed
-        states = [pre(x) if j in read else None for j, (pre, x) in enumerate(((self.pre0, before), (self.pre1, previous)))]
+        states = {j: pre(x) for j, (pre, x) in enumerate(((self.pre0, before), (self.pre1, previous))) if j in read}
         for node in range(2, self.nodes + 2):
             parts = []
             for edge, op in zip(self.edges, self.ops):
                 if edge.node != node: continue
                 y = op(states[edge.source])
                 parts.append(y if isinstance(op, nn.Identity) else drop(y))
-            states.append(dense(sum(parts[1:], parts[0])))
-        return torch.cat(states[2:], 1)
+            states[node] = dense(sum(parts[1:], parts[0]))
+        return torch.cat([states[node] for node in range(2, self.nodes + 2)], 1)
 
 class AuxiliaryHead(nn.Sequential):
     "A small classifier on an inner cell, which gives deep networks a nearer gradient (DARTS); any image size."
@@ -134,10 +134,11 @@ def retrain(data: Data,
     "Trains the network of a genotype from scratch, on the device of `data`. `EdgenesError` when the loss diverges."
     s, device = settings, data.train.images.device
     net = DiscreteNetwork(genotype, data.classes, data.channels, s.channels, s.layers, s.drop_path, s.auxiliary,
-                          derive_seed(seed, "network")).to(device, memory_format=torch.channels_last)
+                          derive_seed(seed, "network")).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
     check_batch(min(s.batch_size, len(data.train)), (1, 1) if s.auxiliary else data.shape, s.layers)
-    log = restore(checkpoint, parts := {"net": net, "optimiser": optimiser})
+    parts: dict[str, Any] = {"net": net, "optimiser": optimiser}
+    log = restore(checkpoint, parts)
     for epoch in range(len(log), s.epochs):
         start = compute_seconds(device)
         loss = _epoch(net, optimiser, data, s, seed, epoch)
@@ -166,9 +167,13 @@ def _epoch(net: DiscreteNetwork, optimiser: torch.optim.Optimizer, data: Data, s
         optimiser.step()
     return (total / steps).item()
 
+class Normaliser(Protocol):
+    "What brings uint8 images (N, C, H, W) to the numbers that a network reads; `Data` is one."
+    def normalise(self, images: Tensor) -> Tensor: ...
+
 def predict(net: nn.Module,
             split: Split,            # N images
-            data: Data,              # gives the normalisation
+            data: Normaliser,
             batch_size: int = 500,   # images a batch; has no influence on the numbers beyond rounding
             ) -> Tensor:             # (N, classes) probabilities, float32, on the CPU
     "Softmax outputs of a network in evaluation mode, in the order of the split."

@@ -144,7 +144,7 @@ def weight_step(b: Bilevel, train: Batch, pull: Pull = Pull()) -> Tensor:
     return loss.detach()
 
 # %% ../nbs/07_search.ipynb #9507009
-def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, reach: float = 0.01) -> tuple[list[Tensor], Tensor, Tensor]:
+def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, reach: float = 0.01) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     "Gradients of the structure through one step of the weights; returns (gradients, validation loss, squared distance)."
     s, group = b.settings, b.weight_optimiser.param_groups[0]
     saved = [w.detach().clone() for w in b.weights]
@@ -170,7 +170,7 @@ def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, 
     below = structure_gradient()
     place(saved, 0.0, v)
     curved = [group["lr"] * (p - q) / (2 * small) for p, q in zip(above, below)]
-    return [c if d is None else d - c for d, c in zip(direct, curved)], loss, distance
+    return tuple(c if d is None else d - c for d, c in zip(direct, curved)), loss, distance
 
 # %% ../nbs/07_search.ipynb #9507014
 def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int, epoch: int) -> dict[str, Any]:
@@ -183,9 +183,10 @@ def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int,
                          for half, name in zip(halves, ("train", "validation")))
     totals, steps, active = torch.zeros(3), 0, []
     for train_batch, validation_batch in zip(train, validation):
-        first, second, *more = [draw_lambda(b, chance) for _ in range(s.draws + 1)] if isinstance(b.structure, Hypernetwork) \
-            else [lam] * (2 if lam is None else s.draws + 1)
-        pull = Pull(first, tuple(more), c, t, int(torch.randint(2**62, (), generator=chance)))
+        lams = [draw_lambda(b, chance) for _ in range(s.draws + 1)] if isinstance(b.structure, Hypernetwork) \
+            else [] if lam is None else [lam] * (s.draws + 1)
+        first, second = lams[:2] or (None, None)
+        pull = Pull(first, tuple(lams[2:]), c, t, int(torch.randint(2**62, (), generator=chance)))
         loss, distance = structure_step(b, validation_batch, train_batch, pull)
         totals += torch.stack([weight_step(b, train_batch, replace(pull, lam=second)), loss, distance]).cpu()
         steps += 1
@@ -204,6 +205,7 @@ def active_edges(b: Bilevel, lam: float | None) -> list[int]:
 
 def draw_lambda(b: Bilevel, generator: torch.Generator) -> float:
     "lambda ~ U(-margin, Lambda + margin)."
+    assert isinstance(b.structure, Hypernetwork), "only a hypernetwork is trained on draws of lambda"
     margin, top = b.settings.margin, b.structure.max_shared
     return -margin + (top + 2 * margin) * torch.rand((), generator=generator).item()
 
@@ -218,6 +220,7 @@ def lambda_grid(max_shared: int, step: float = 0.5) -> list[float]:
 
 def snapshot(structure: nn.Module, space: SearchSpace, optimum: Genotype | None) -> dict[str, Any]:
     "The architectures of a structure now, how often each operation is chosen, and the calibration."
+    genotypes: dict[float | None, Genotype]
     if isinstance(structure, Hypernetwork):
         genotypes = {lam: structure.sample(lam) for lam in lambda_grid(space.max_shared)}
     else: genotypes = {None: Genotype.from_structure(space, structure(None).detach().cpu())}

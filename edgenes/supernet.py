@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ class SourceOps(nn.Module):
         c, index = reads.x.shape[1], self.operations.index
         scales = mix.t().repeat_interleave(c, 1).unbind()  # O times (edges * C,)
         convs = [n for n in names if "conv" in n]
-        terms = convolutions([self.bundles[n] for n in convs], reads, edges, [scales[index(n)] for n in convs])
+        terms = convolutions([cast(SeparableBundle, self.bundles[n]) for n in convs], reads, edges, [scales[index(n)] for n in convs])
         pools = [n for n in names if "pool" in n]
         if pools: terms.append(weightless(reads.pools(pools), mix[:, [index(n) for n in pools]]))
         if "skip_connect" in names:
@@ -169,7 +169,7 @@ class Cell(nn.Module):
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
         "Both inputs of the first cell, which come from the same tensor: one convolution, one BN."
-        y = F.conv2d(x, torch.cat([self.pre0[0].weight, self.pre1[0].weight]))
+        y = F.conv2d(x, torch.cat([pre.get_parameter("0.weight") for pre in (self.pre0, self.pre1)]))
         return F.batch_norm(y, None, None, training=True).chunk(2, 1)
 
     def forward(self, before: Tensor, previous: Tensor, mix: Tensor, used: list[list[bool]] | None = None) -> Tensor:

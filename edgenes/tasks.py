@@ -31,8 +31,8 @@ from .search import SearchSettings, search
 from .supernet import Supernet
 
 # %% auto #0
-__all__ = ['VARIANTS', 'Member', 'RUN', 'settings_of', 'space_of', 'Task', 'genotype_of', 'optimum_of', 'hypernetwork_of',
-           'run_task', 'claimed', 'drawn_lambdas', 'screened_lambdas', 'inherited_loss']
+__all__ = ['VARIANTS', 'Member', 'RUN', 'settings_of', 'space_of', 'Task', 'genotype_of', 'optimum_of', 'optimum_in',
+           'hypernetwork_of', 'run_task', 'claimed', 'drawn_lambdas', 'screened_lambdas', 'inherited_loss']
 
 # %% ../nbs/16_tasks.ipynb #5dc9005
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -122,6 +122,10 @@ def optimum_of(record: dict[str, Any], space: SearchSpace) -> Genotype:
     "alpha* of a darts record, in the space of the profile or of a variant: the trained structure is the same."
     return Genotype.from_structure(space, torch.tensor(record["results"]["structure"]["vector"]))
 
+def optimum_in(record: dict[str, Any]) -> Genotype:
+    "alpha* of a hypernetwork's record, with which the record's architectures share edges."
+    return genotype_of(record["inputs"]["optimum"], SearchSpace.from_dict(record["inputs"]["space"]))
+
 def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     "The hypernetwork of a record, with its weights to the last bit."
     s, space = record["inputs"]["settings"], SearchSpace.from_dict(record["inputs"]["space"])
@@ -195,7 +199,7 @@ def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
     trained = replace(task, kind="hypernetwork")
     record, s = run_task(trained, shop), settings_of(p, "hypernetwork", task.variant)
     h = hypernetwork_of(record)
-    net = Supernet(h.space, data.classes, data.channels, s.channels, s.layers).to(data.train.images.device)
+    net = Supernet(space_of(p, task.variant), data.classes, data.channels, s.channels, s.layers).to(data.train.images.device)
     _with_weights(net, trained, shop, checkpoint)
     start = compute_seconds(data.train.images.device)
     _, half = data.halves(1000 * task.seed, s.images if s.images and s.images < len(data.train) else None)
@@ -240,9 +244,17 @@ def _run_retraining(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple
     seconds = {"retraining": sum(entry["seconds"] for entry in log), "prediction": compute_seconds(shop.data.train.images.device) - start}
     return {"val": metrics, "log": log, "weights": sum(w.numel() for w in net.parameters())}, seconds
 
+def _kept(shop: Shop, key: str) -> dict[str, np.ndarray]:
+    "The predictions of a finished retraining. `EdgenesError` where the cache has lost them."
+    found = load_predictions(shop.records, key)
+    if found is None: raise EdgenesError(f"the predictions of retraining {key} are missing or damaged: run again")
+    return found
+
 def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, chance, labels = shop.profile, np.random.default_rng([task.seed, 20]), shop.data.val.labels.cpu().numpy()
-    size, seen, probs = max(p.members + 1, p.free_pool // 2), [], []
+    size = max(p.members + 1, p.free_pool // 2)
+    seen: list[Member] = []
+    probs: list[np.ndarray] = []
     for j in range(p.free_pool):
         if j < size: child = Genotype.random(p.space, 1000 * task.seed + j)
         else:
@@ -252,17 +264,17 @@ def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
         run = Task("retraining", 1000 * task.seed + j, genotype=child)
         run_task(run, shop)
         seen.append((child, run.seed))
-        probs.append(load_predictions(shop.records, shop.records.key(run.inputs(shop)))["val"].astype(np.float32))
+        probs.append(_kept(shop, shop.records.key(run.inputs(shop)))["val"].astype(np.float32))
     return {"pool": [[g.to_dict()["edges"], seed] for g, seed in seen]}, {}
 
 # %% ../nbs/16_tasks.ipynb #5dc9020
 def _predictions(task: Task, shop: Shop) -> tuple[list[str], np.ndarray, np.ndarray]:
     "Keys of the retrainings of a pool, their validation and test predictions (M, N, K)."
     keys = [shop.records.key(run.inputs(shop)) for run in task.retrainings()]
-    kept = [load_predictions(shop.records, key) for key in keys]
-    for key, found in zip(keys, kept): require(found is not None, f"the predictions of retraining {key} are missing or damaged: run again")
-    require(len({tuple(k[name].shape for name in ("val", "test")) for k in kept if k}) == 1, "the predictions of a pool differ in shape: delete the cache and run again")
-    return keys, *(np.stack([k[name].astype(np.float32) for k in kept if k]) for name in ("val", "test"))
+    kept = [_kept(shop, key) for key in keys]
+    require(len({tuple(k[name].shape for name in ("val", "test")) for k in kept}) == 1, "the predictions of a pool differ in shape: delete the cache and run again")
+    val, test = (np.stack([k[name].astype(np.float32) for k in kept]) for name in ("val", "test"))
+    return keys, val, test
 
 def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     records = [run.done(shop) for run in task.retrainings()]
@@ -284,10 +296,10 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
 def _run_shift(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, data = shop.profile, shop.data
     nets, count, rows = [], p.shift_images or len(data.test), []
-    for run in task.retrainings():
-        net = DiscreteNetwork(run.genotype, data.classes, data.channels, p.retrain.channels, p.retrain.layers, auxiliary=p.retrain.auxiliary)
+    for run, (genotype, _) in zip(task.retrainings(), task.pool):
+        net = DiscreteNetwork(genotype, data.classes, data.channels, p.retrain.channels, p.retrain.layers, auxiliary=p.retrain.auxiliary)
         _with_weights(net, run, shop, checkpoint)
-        nets.append(net.to(data.train.images.device, memory_format=torch.channels_last))
+        nets.append(net.to(data.train.images.device).to(memory_format=torch.channels_last))
     start, true = compute_seconds(data.train.images.device), data.test.labels[:count].cpu().numpy()
     for name in CORRUPTIONS if data.channels in (1, 3) else [n for n in CORRUPTIONS if n != "jpeg"]:
         for severity in SEVERITIES:

@@ -140,6 +140,11 @@ def test_package_imports_by_name_and_only_what_it_requires():
     assert not problems, "\n".join(problems)
 
 
+def test_type_hints_hold():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------- what a reader of the notebooks sees
 
 def one_class(source):
@@ -240,6 +245,7 @@ def test_supported_python_is_the_same_everywhere():
     assert f"--python-version {lowest} " in makefile
     assert f"< ({lowest.replace('.', ', ')})" in makefile
     assert f'target-version = "py{lowest.replace(".", "")}"' in pyproject
+    assert f'python_version = "{lowest}"' in pyproject
 
 
 def test_conda_environment_installs_the_lock():

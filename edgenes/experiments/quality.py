@@ -50,8 +50,8 @@ def system(shop: Shop, seed: int, name: str) -> Plan:
     if name == "NES-RS": return (yield from of(random(p.free_pool), rule="forward", criterion="nll"))
     if name == "NES-RE":
         record, = yield [Task("evolution", seed)]
-        pool = tuple((genotype_of(edges, p.space), s) for edges, s in record["results"]["pool"])
-        return (yield from of(pool, rule="forward", criterion="nll"))
+        evolved = tuple((genotype_of(edges, p.space), s) for edges, s in record["results"]["pool"])
+        return (yield from of(evolved, rule="forward", criterion="nll"))
     optima, records = yield from searched(shop, seed, p.members if name == "DartsEns" else 1)
     seconds = sum(r["seconds"]["search"] for r in records)
     if name in ("DARTS", "DartsEns"): return (yield from of(seeded(seed, optima), seconds, keep=0))

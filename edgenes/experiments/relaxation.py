@@ -5,6 +5,8 @@
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe004
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ def plans(shop: Shop, seed: int) -> list[Plan]:
 
 def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
     "alpha* retrained, or the ensemble of the hypernetwork."
-    task = {"experiment": "relaxation", "system": f"{name}, {what}"}
+    task: dict[str, Any] = {"experiment": "relaxation", "system": f"{name}, {what}"}
     if what == "optimum":
         optima, records = yield from searched(shop, seed, 1, METHODS[name])
         return (yield from ensemble(shop, Task("system", seed, pool=seeded(seed, optima), search_seconds=records[0]["seconds"]["search"], **task)))

@@ -19,7 +19,7 @@ from ..pipeline import Plan
 from ..profiles import Shop
 from ..records import Records
 from ..report import Result, figure
-from ..tasks import genotype_of, hypernetwork_of
+from ..tasks import hypernetwork_of, optimum_in
 
 TITLE = "F1: the space of architectures"
 
@@ -79,7 +79,7 @@ def result(records: Records, published: dict) -> Result | None:
     lams = [i / 4 for i in range(17)]
     if found:
         h = hypernetwork_of(found[0])
-        optimum, lams = genotype_of(found[0]["inputs"]["optimum"], h.space), [i * h.max_shared / 16 for i in range(17)]
+        optimum, lams = optimum_in(found[0]), [i * h.max_shared / 16 for i in range(17)]
         path = [h.sample(lam) for lam in lams]
     else: optimum, path = Genotype.random(SearchSpace(), 0), []
     many = counts(optimum.space)
