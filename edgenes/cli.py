@@ -86,6 +86,7 @@ def show(folder: Path) -> None:
     for line in statements(Records(folder), published): typer.echo(line)
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
+# %% ../nbs/19_cli.ipynb #5e51005b
 def execute_notebooks(profile: str, folder: Path, device: str) -> None:
     "Runs the experiment notebooks through papermill into <results>/notebooks; does nothing outside the project's checkout."
     try: import papermill
@@ -99,6 +100,7 @@ def execute_notebooks(profile: str, folder: Path, device: str) -> None:
         except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
         typer.echo(f"executed {notebook.name}")
 
+# %% ../nbs/19_cli.ipynb #5e51005c
 def main() -> None:
     "Entry point: errors of the user end in one line and exit code 2."
     if len(sys.argv) == 1: sys.argv.append("--help")

@@ -24,6 +24,7 @@ CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "pixelate": (0.9, 0.8, 0.7, 0.6, 0.5),
     "jpeg": (80, 50, 30, 18, 10)}
 
+# %% ../nbs/14_corruptions.ipynb #c974004b
 def corrupt(images: Tensor,   # (N, C, H, W) uint8; jpeg needs 1 or 3 channels
             name: str,        # one of `CORRUPTIONS`
             severity: int,    # 1 to 5

@@ -75,6 +75,7 @@ def _exhaustive(p: Tensor, y: Tensor, n: int, criterion: str) -> tuple[float, tu
     walk((), None)
     return *best, comb(len(p), n)
 
+# %% ../nbs/09_ensembles.ipynb #38b7009b
 def _greedy(p: Tensor, y: Tensor, n: int, criterion: str, width: int, repeat: bool) -> tuple[float, tuple[int, ...], int]:
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     evaluated = 0

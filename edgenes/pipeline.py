@@ -93,6 +93,7 @@ def run(shop: Shop,
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
     if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: " + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
 
+# %% ../nbs/17_pipeline.ipynb #7fb9008b
 def _run_here(state: Progress, workers: int, told: Callable[..., None]) -> None:
     while todo := state.missing():
         told()

@@ -78,6 +78,7 @@ PROFILES = {p.name: p for p in (
     Profile("paper", "cifar100", SearchSettings(50), SearchSettings(150), RetrainSettings(50), val_images=5000, candidates=10, seeds=7,
             deep_pool=14, free_pool=16))}
 
+# %% ../nbs/15_profiles.ipynb #5aaf006b
 def get_profile(name: str, /,
                 **changes: Any,  # fields to replace
                 ) -> Profile:

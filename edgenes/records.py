@@ -92,6 +92,7 @@ def notebooks_hash() -> str | None:
     cells = [[p.name, [cell["source"] for cell in read_json(p)["cells"]]] for p in paths]
     return content_hash(cells) if cells else None
 
+# %% ../nbs/13_records.ipynb #9c0c011b
 def _git(*arguments: str) -> str | None:
     try: done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError): return None
@@ -186,6 +187,7 @@ def all_records(records: Records, kind: str) -> list[dict[str, Any]]:
     "All records of a kind, in the order of their names; the first bad one raises `EdgenesError`."
     return [records.read(path) for path in sorted((records.folder / "runs").glob(f"{kind}-*.json"))]
 
+# %% ../nbs/13_records.ipynb #9c0c016b
 def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
     "Keeps the predictions of a run beside its record, as float16."
     import io

@@ -67,6 +67,7 @@ def gumbel_weights(space: SearchSpace,
     operations, edges = _draw(space, vector, temperature, generator)
     return operations * edges.unsqueeze(-1)
 
+# %% ../nbs/05_relaxation.ipynb #d2ec012b
 def sampled_weights(space: SearchSpace,
                     vector: Tensor,      # (size,) structure vector
                     temperature: float,  # t of the Gumbel-softmax

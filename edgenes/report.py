@@ -94,6 +94,7 @@ def save(records: Records, result: Result) -> list[Path]:
             made.append(write_atomic(records.folder / "figures" / f"{name}.{kind}", buffer.getvalue()))
     return made
 
+# %% ../nbs/18_report.ipynb #aaa8012b
 def published_figures(root: Path) -> dict[str, Any]:
     "The published numbers, where the project's results/published.json is at hand."
     path = root / "results" / "published.json"
@@ -106,6 +107,7 @@ def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     require(any(r.sources for r in found.values()), f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)")
     return found
 
+# %% ../nbs/18_report.ipynb #aaa8012c
 def build(folder: str | Path,                         # results folder of a profile
           published: dict[str, Any] | None = None,    # content of published.json
           ) -> list[Path]:

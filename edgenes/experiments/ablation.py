@@ -19,6 +19,10 @@ from ..report import Result, accuracy_of, figure, frame_of, systems_of
 from ..statistics import calibration_error, paired_tests, spearman
 from ..tasks import Task, genotype_of
 
+# %% auto #0
+__all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'rules', 'ablation_figure', 'result']
+
+# %% ../../nbs/experiments/ablation.ipynb #e6de004b
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
 CHANGES = {"as described": "", "printed sign": "printed sign", "printed interpolation": "printed interpolation", "no margin": "no margin", "gumbel forward": "gumbel forward", "two inputs": "two inputs"}
 RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accuracy"), ("forward", "nll"), ("beam", "nll"))
@@ -33,9 +37,6 @@ def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
     record = yield from quality.system(shop, seed, "EdgeNES")
     pool = tuple((genotype_of(edges, shop.profile.space), s) for edges, s in record["inputs"]["pool"])
     return (yield from ensemble(shop, Task("system", seed, experiment="selection", system=f"{rule}, {criterion}", pool=pool, keep=shop.profile.members, rule=rule, criterion=criterion)))
-
-# %% auto #0
-__all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'rules', 'ablation_figure', 'result']
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de005
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
@@ -79,6 +80,7 @@ def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     axes[0].set_ylabel("shared edges / Lambda")
     return fig
 
+# %% ../../nbs/experiments/ablation.ipynb #e6de006b
 def result(records: Records, published: dict) -> Result | None:
     "The ablations and the selection rules."
     found = frame_of(systems_of(records, "ablation"))

@@ -19,6 +19,10 @@ from ..records import Records, all_records
 from ..report import Result, figure
 from ..statistics import calibration_error, spearman, summary
 
+# %% auto #0
+__all__ = ['TITLE', 'plans', 'hypernetworks', 'calibration', 'table', 'control_figure', 'learning_figure', 'result']
+
+# %% ../../nbs/experiments/control.ipynb #9ffa004b
 TITLE = "F3: lambda against the number of shared edges"
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
@@ -38,9 +42,6 @@ def table(found: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([{"seed": seed, "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
                           "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)} for seed, part in calibration(found).groupby("seed")])
 
-# %% auto #0
-__all__ = ['TITLE', 'plans', 'hypernetworks', 'calibration', 'table', 'control_figure', 'learning_figure', 'result']
-
 # %% ../../nbs/experiments/control.ipynb #9ffa005
 def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
     "Every seed a line, the ideal, and the points read off the paper's figure."
@@ -56,6 +57,7 @@ def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/experiments/control.ipynb #9ffa005b
 def learning_figure(found: list[dict]) -> Figure:
     "The regulariser and the calibration error, epoch by epoch."
     rows = [{"seed": r["inputs"]["seed"], "epoch": e["epoch"] + 1, "regulariser (edges²)": e["regulariser"],
@@ -68,6 +70,7 @@ def learning_figure(found: list[dict]) -> Figure:
     axes[1].legend(fontsize=7, frameon=False)
     return fig
 
+# %% ../../nbs/experiments/control.ipynb #9ffa005c
 def result(records: Records, published: dict) -> Result | None:
     "F3, how it is learned, and what they say."
     found = hypernetworks(records)

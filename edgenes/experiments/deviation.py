@@ -17,6 +17,11 @@ from ..report import Result, accuracy_of, figure, frame_of, systems_of
 from ..statistics import mixed_model, paired_tests, smallest_difference
 from ..tasks import Task
 
+# %% auto #0
+__all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame', 'table', 'tests', 'mixed', 'deviation_figure',
+           'result']
+
+# %% ../../nbs/experiments/deviation.ipynb #9b90004b
 TITLE = "T1: the hypernetwork against random deviation"
 KINDS = ("hypernetwork", "random deviation")
 
@@ -39,10 +44,6 @@ def network(shop: Shop, seed: int, experiment: str, name: str, lam: int, optimum
     "One network, retrained and tested. Its retraining seed is numbered by the place of lambda on the grid of half edges, as in F2."
     point = (("lambda", lam), ("shared_edges", genotype.shared_edges(optimum)))
     return (yield from ensemble(shop, Task("system", seed, experiment=experiment, system=name, point=point, pool=seeded(seed, [genotype], [2 * lam]), search_seconds=seconds)))
-
-# %% auto #0
-__all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame', 'table', 'tests', 'mixed', 'deviation_figure',
-           'result']
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90005
 def frame(records: Records) -> pd.DataFrame:
@@ -85,6 +86,7 @@ def deviation_figure(found: pd.DataFrame) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/experiments/deviation.ipynb #9b90006b
 def result(records: Records, published: dict) -> Result | None:
     "T1, its tests and figure."
     found = frame(records)

@@ -66,6 +66,7 @@ def system(shop: Shop, seed: int, name: str) -> Plan:
     pool = best_screened(record["results"]["judged"], p.space, p.candidates, ceil(p.candidates / p.members))
     return (yield from of(seeded(seed, pool), seconds + record["seconds"]["screening"], **changes))
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9008b
 def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Genotype]:
     "The `count` best draws of a screening, a genotype at most `copies` times; where these run out, the best ones again."
     ranked = [genotype_of(j["genotype"], space) for j in sorted(judged, key=lambda j: j["val_loss_nats"])]
@@ -96,6 +97,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
                                                        *(f"{c}_seconds" for c in COSTS))})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9011b
 def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str = "EdgeNES") -> pd.DataFrame | None:
     "Paired comparisons with EdgeNES over the seeds that every system has; None for fewer than 2 of them."
     wide = found.pivot(index="seed", columns="system", values=metric).dropna()
@@ -144,6 +146,7 @@ def seeds_figure(found: pd.DataFrame) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9020b
 def result(records: Records, published: dict) -> Result | None:
     "Tables T2 and its tests, two figures, and what they say."
     found = frame(records)

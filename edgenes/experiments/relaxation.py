@@ -21,6 +21,10 @@ from ..report import Result, accuracy_of, figure, frame_of, systems_of
 from ..statistics import calibration_error, paired_tests
 from ..tasks import Task
 
+# %% auto #0
+__all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'result', 'relaxation_figure']
+
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe004b
 TITLE = "The sampled relaxation at equal seconds"
 METHODS = {"faithful": "", "sampled": "sampled"}
 
@@ -38,9 +42,6 @@ def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
     lams = spread_lambdas(shop.profile)
     pool = seeded(seed, map(h.sample, lams), [round(2 * lam) for lam in lams])
     return (yield from ensemble(shop, Task("system", seed, pool=pool, search_seconds=seconds, **task)))
-
-# %% auto #0
-__all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'result', 'relaxation_figure']
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe005
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
@@ -79,6 +80,7 @@ def result(records: Records, published: dict) -> Result | None:
     sources = systems_of(records, "relaxation") + [r for rs in trained.values() for r in rs]
     return Result(said, tables, {"relaxation": (relaxation_figure(trained), caption)}, sources)
 
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe006b
 def relaxation_figure(trained: dict[str, list[dict]]) -> Figure:
     "The control of both methods."
     fig, axes = figure(1, 2, 3.6, 3.0, sharey=True)

@@ -21,6 +21,10 @@ from ..records import Records
 from ..report import Result, figure
 from ..tasks import hypernetwork_of, optimum_in
 
+# %% auto #0
+__all__ = ['TITLE', 'plans', 'counts', 'cloud', 'space_figure', 'result']
+
+# %% ../../nbs/experiments/space.ipynb #e1fc004b
 TITLE = "F1: the space of architectures"
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
@@ -37,9 +41,6 @@ def counts(space: SearchSpace) -> list[int]:
         ways = [comb(k, s) * sum(comb(k - s, b) * (o - 1) ** b * comb(sources - k, k - s - b) * o ** (k - s - b) for b in range(k - s + 1)) for s in range(k + 1)]
         found = np.convolve(found, np.array(ways, dtype=object))
     return [int(x) for x in found]
-
-# %% auto #0
-__all__ = ['TITLE', 'plans', 'counts', 'cloud', 'space_figure', 'result']
 
 # %% ../../nbs/experiments/space.ipynb #e1fc007
 def cloud(optimum: Genotype, path: list[Genotype], each: int = 40, seed: int = 0) -> pd.DataFrame:

@@ -18,6 +18,11 @@ from ..search import lambda_grid
 from ..statistics import auc, paired_tests, smallest_difference, summary
 from ..tasks import Task, genotype_of
 
+# %% auto #0
+__all__ = ['TITLE', 'SYSTEMS', 'spread_lambdas', 'plans', 'point', 'curves', 'areas', 'thresholds', 'tests', 'speed_figure',
+           'result']
+
+# %% ../../nbs/experiments/speed.ipynb #376b004b
 TITLE = "F2: ensemble accuracy along the search"
 SYSTEMS = ("DartsEns", "EdgeNES")
 
@@ -47,10 +52,6 @@ def point(shop: Shop, seed: int, name: str, step: int) -> Plan:
     pool = seeded(seed, [genotype_of(edges, p.space) for edges in found], places)
     return (yield from ensemble(shop, Task("system", seed, experiment="speed", system=name, point=(("step", step), ("iteration", iteration)), pool=pool, search_seconds=seconds)))
 
-# %% auto #0
-__all__ = ['TITLE', 'SYSTEMS', 'spread_lambdas', 'plans', 'point', 'curves', 'areas', 'thresholds', 'tests', 'speed_figure',
-           'result']
-
 # %% ../../nbs/experiments/speed.ipynb #376b005
 def curves(records: Records) -> pd.DataFrame:
     "One row an ensemble; only seeds with every point of both systems."
@@ -74,6 +75,7 @@ def thresholds(found: pd.DataFrame) -> pd.DataFrame:
         rows.append({"system": name, "seed": seed, "threshold_percent": goal, "seconds": reached["total_seconds"].iloc[0] if len(reached) else np.nan})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/experiments/speed.ipynb #376b005b
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
     "EdgeNES minus DartsEns in AUC, for every starting point; None for fewer than 2 seeds or points."
     if found["seed"].nunique() < 2 or found["step"].max() < 2: return None
@@ -100,6 +102,7 @@ def speed_figure(found: pd.DataFrame) -> Figure:
     axes[1].legend(frameon=False, loc="lower right")
     return fig
 
+# %% ../../nbs/experiments/speed.ipynb #376b006b
 def result(records: Records, published: dict) -> Result | None:
     "F2, its areas, tests for every start, and times to a threshold."
     found = curves(records)

@@ -21,6 +21,10 @@ from ..statistics import summary
 from ..tasks import Task, genotype_of
 from ..theorem import DISTRIBUTIONS, enumerate_overlap, expected_updated_edges, ratio_to_dartsens, simulate_overlap
 
+# %% auto #0
+__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'places', 'theorem_figure', 'result']
+
+# %% ../../nbs/experiments/theorem.ipynb #b521004b
 TITLE = "TH: the theorem, and ensembles of every size"
 POOLS = ("Random-NES", "DeepEns-N", "EdgeNES")
 
@@ -34,9 +38,6 @@ def sized(shop: Shop, seed: int, name: str, n: int) -> Plan:
     record = yield from quality.system(shop, seed, name)
     pool = tuple((genotype_of(edges, p.space), s) for edges, s in record["inputs"]["pool"][: p.candidates])
     return (yield from ensemble(shop, Task("system", seed, experiment="size", system=name, point=(("members", n),), pool=pool, keep=n, criterion=p.criterion)))
-
-# %% auto #0
-__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'places', 'theorem_figure', 'result']
 
 # %% ../../nbs/experiments/theorem.ipynb #b521010
 def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd.DataFrame:
@@ -94,6 +95,7 @@ def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     if len(sizes): axes[1].legend(fontsize=8, frameon=False)
     return fig
 
+# %% ../../nbs/experiments/theorem.ipynb #b521017b
 def result(records: Records, published: dict) -> Result | None:
     "The checks, the overlap in real trainings, accuracy against n."
     formula, counted, sizes = checks(trials=20_000), overlaps(records), frame_of(systems_of(records, "size"))
