@@ -26,6 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+# %% auto #0
+__all__ = ['LIMITS', 'QUIET', 'textbook', 'problem', 'our_step', 'plain_copy', 'plain_step', 'differences', 'in_double', 'check',
+           'in_turns', 'row', 'Launches', 'launches', 'peak_bytes', 'memory', 'operations', 'quick', 'two_threads',
+           'PlainNetwork', 'retraining', 'augmentation', 'timed_steps', 'processes', 'selection', 'whole', 'machine',
+           'Clock', 'growth', 'roofline']
+
+# %% ../nbs/20_benchmark.ipynb #070f002b
 import edgenes.operations
 import edgenes.relaxation
 import edgenes.supernet
@@ -38,12 +45,6 @@ from .retraining import DiscreteNetwork
 from .search import Batch, Bilevel, Pull, SearchSettings, VectorStructure, structure_step, weight_step
 from .supernet import Supernet
 
-# %% auto #0
-__all__ = ['LIMITS', 'QUIET', 'textbook', 'problem', 'our_step', 'plain_copy', 'plain_step', 'differences', 'in_double', 'check',
-           'in_turns', 'row', 'Launches', 'launches', 'peak_bytes', 'memory', 'operations', 'quick', 'two_threads',
-           'PlainNetwork', 'retraining', 'augmentation', 'timed_steps', 'processes', 'selection', 'whole', 'machine',
-           'Clock', 'growth', 'roofline']
-
 # %% ../nbs/20_benchmark.ipynb #070f005
 @lru_cache(maxsize=1)
 def textbook() -> dict[str, Any]:
@@ -55,6 +56,7 @@ def textbook() -> dict[str, Any]:
         if "textbook" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
     return names
 
+# %% ../nbs/20_benchmark.ipynb #070f005b
 def problem(batch: int = 64, size: int = 32, channels: int = 10, layers: int = 1, nodes: int = 4, classes: int = 100,
             **settings: Any) -> tuple[Bilevel, Batch]:
     "A bilevel problem (default: the paper's search network) and a batch of noise."
@@ -102,6 +104,7 @@ def differences(b: Bilevel, p: Bilevel, batch: Batch) -> dict[str, float]:
             "weights": norm_gap(torch.cat([g.flatten() for g in ours[1:]]), torch.cat([g.flatten() for g in joined])),
             "worst weight": max(map(norm_gap, ours[1:], joined))}
 
+# %% ../nbs/20_benchmark.ipynb #070f007b
 def in_double(b: Bilevel, batch: Batch) -> tuple[Bilevel, Batch]:
     "The same problem in float64."
     return Bilevel(copy.deepcopy(b.net).double(), copy.deepcopy(b.structure).double(), b.settings), (batch[0].double(), batch[1])
@@ -135,6 +138,7 @@ def row(name: str, ours: list[float], plain: list[float], unit: str = "s") -> di
     return {"what": name, "unit": unit, "ours": a, "ours_min": min(ours), "ours_max": max(ours), "plain": b, "plain_min": min(plain),
             "plain_max": max(plain), "n_ours": len(ours), "n_plain": len(plain), "ratio": b / a}
 
+# %% ../nbs/20_benchmark.ipynb #070f010b
 QUIET = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "view", "_unsafe_view", "_reshape_alias", "as_strided", "transpose", "t",
          "permute", "expand", "unsqueeze", "squeeze", "select", "slice", "split", "split_with_sizes", "unbind", "diagonal", "unfold", "lift_fresh"}
 
@@ -176,6 +180,7 @@ def _child(call: str, threads: int = 1) -> str:
     require(done.returncode == 0, f"the benchmark's process failed: {done.stderr.strip().splitlines()[-1:]}")
     return done.stdout.strip().splitlines()[-1]
 
+# %% ../nbs/20_benchmark.ipynb #070f011b
 def memory(repeats: int = 1, **sizes: Any) -> dict[str, Any]:
     "Peak memory of a faithful step, ours and plain, each in processes of its own. `EdgenesError` where there is no /proc."
     require(Path("/proc/self/status").exists(), "the memory of a step is read from /proc, which this system lacks: run the benchmark on Linux")
@@ -231,6 +236,7 @@ class PlainNetwork(DiscreteNetwork):
             before, previous = previous, torch.cat(states[2:], 1)
         return self.head(previous.mean((2, 3))), None
 
+# %% ../nbs/20_benchmark.ipynb #070f015b
 def _retrain_step(net: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     optimiser.zero_grad()
     F.cross_entropy(net(x), y).backward()
@@ -305,6 +311,7 @@ def selection(candidates: int = 20, members: int = 5, images: int = 5000, classe
         times.append(time.perf_counter() - start)
     return row(f"selection of {members} of {candidates} (slower criterion; plain: the goal)", [max(times)], [20.0])
 
+# %% ../nbs/20_benchmark.ipynb #070f017b
 def whole(repeats: int = 5) -> tuple[list[dict[str, Any]], dict[str, float]]:
     "All rows of the table."
     rows, gaps = quick(repeats)
@@ -336,6 +343,7 @@ class Clock(Launches):
             if formula: self.flops[name] += formula(*args, **{k: v for k, v in (kwargs or {}).items() if k != "out"}, out_val=result)
         return result
 
+# %% ../nbs/20_benchmark.ipynb #070f021b
 def growth(base: dict[str, Any], axes: dict[str, tuple[int, ...]], repeats: int = 3, measure_memory: bool = True) -> list[dict[str, Any]]:
     "Seconds, multiply-adds and peak memory of a faithful step on one thread, with one size at a time changed."
     torch.set_num_threads(1)

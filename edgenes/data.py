@@ -215,6 +215,7 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
         except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
     return np.stack(images)
 
+# %% ../nbs/01_data.ipynb #30a7022b
 def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
     "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
     names = [sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) for folder in folders]

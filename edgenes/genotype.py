@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import comb
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +20,24 @@ import torch
 from .core import EdgenesError, content_hash, derive_seed, require, short, whole
 
 # %% auto #0
-__all__ = ['OPERATIONS', 'CELL_TYPES', 'MAX_NODES', 'SearchSpace', 'Edge', 'Genotype']
+__all__ = ['OPERATIONS', 'CELL_TYPES', 'MAX_NODES', 'ADDED', 'G', 'add_operation', 'SearchSpace', 'Edge', 'Genotype']
 
 # %% ../nbs/02_genotype.ipynb #39d1005
 OPERATIONS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect",
               "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 CELL_TYPES = ("normal", "reduce")
 MAX_NODES = 64  # far above any published cell; keeps a corrupt file from asking for billions of edges
+
+ADDED: dict[str, Callable[[int, int, bool], Any]] = {}  # operations beside the seven, by name
+
+def add_operation(name: str,  # how search spaces and genotypes call it
+                  build: Callable[[int, int, bool], Any],  # (channels, stride, affine) to its module; see `operation`
+                  ) -> None:
+    "Adds an operation that search spaces may then list. `EdgenesError` for the name of one of the seven."
+    require(isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]{0,40}", name), f"the name of an operation is {short(name)}: use small letters, digits and _")
+    require(name not in OPERATIONS, f"{name} is one of the paper's operations: choose another name")
+    require(callable(build), f"the builder of {name} is {short(build)}: give a function of (channels, stride, affine)")
+    ADDED[name] = build
 
 # %% ../nbs/02_genotype.ipynb #39d1007
 def _names(values: Any, what: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -45,8 +56,8 @@ def _check_fields(fields: Any, what: str, required: tuple[str, ...], optional: t
 
 # %% ../nbs/02_genotype.ipynb #39d1009
 @dataclass(frozen=True)
-class SearchSpace:
-    "The cells that a search can build (the space of DARTS, Liu et al. 2019). Wrong sizes or names raise `EdgenesError`."
+class _Cells:
+    "What the cells of a search space look like."
     nodes: int = 4                             # intermediate nodes of a cell, numbered 2..nodes+1
     inputs_per_node: int = 1                   # edges that each node of a genotype keeps: 1 (the paper) or 2 (DARTS)
     cell_types: tuple[str, ...] = ("reduce",)  # "normal", "reduce" or both; kept in this order
@@ -56,7 +67,7 @@ class SearchSpace:
         object.__setattr__(self, "nodes", whole(self.nodes, "nodes", 1, MAX_NODES))
         object.__setattr__(self, "inputs_per_node", whole(self.inputs_per_node, "inputs_per_node", 1, 2))
         object.__setattr__(self, "cell_types", tuple(sorted(_names(self.cell_types, "cell_types", CELL_TYPES))))
-        object.__setattr__(self, "operations", _names(self.operations, "operations", OPERATIONS))
+        object.__setattr__(self, "operations", _names(self.operations, "operations", (*OPERATIONS, *ADDED)))
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -66,7 +77,7 @@ class SearchSpace:
     @cached_property
     def node_slices(self) -> tuple[slice, ...]:
         "For each intermediate node, the range of edge indices that enter it."
-        starts = [self.edges.index((node, 0)) for node in range(2, self.nodes + 2)] + [self.n_edges]
+        starts = [self.edges.index((node, 0)) for node in range(2, self.nodes + 2)] + [len(self.edges)]
         return tuple(slice(a, b) for a, b in zip(starts, starts[1:]))
 
     @cached_property
@@ -74,15 +85,11 @@ class SearchSpace:
         "All (cell type, node) pairs, sorted."
         return tuple((cell, node) for cell in self.cell_types for node in range(2, self.nodes + 2))
 
+# %% ../nbs/02_genotype.ipynb #39d1009b
+class _Vectors(_Cells):
+    "How the structure vectors of a search space are laid out."
     @property
-    def n_edges(self) -> int:
-        "Edges of a cell (E)."
-        return len(self.edges)
-
-    @property
-    def max_shared(self) -> int:
-        "Edges of a genotype over all cell types (Lambda)."
-        return len(self.places) * self.inputs_per_node
+    def n_edges(self) -> int: return len(self.edges)  # of a cell (E)
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
@@ -105,6 +112,18 @@ class SearchSpace:
         cut = self.size - len(self.cell_types) * self.n_edges
         return vector[..., :cut].unflatten(-1, self.shapes[0]), vector[..., cut:].unflatten(-1, self.shapes[1])
 
+    def position(self, edge: Edge) -> tuple[int, int, int]:
+        "Where an edge stands in alpha (T, E, O)."
+        return self.cell_types.index(edge.cell), self.edges.index((edge.node, edge.source)), self.operations.index(edge.operation)
+
+# %% ../nbs/02_genotype.ipynb #39d1009c
+class SearchSpace(_Vectors):
+    "The cells that a search can build (the space of DARTS, Liu et al. 2019). Wrong sizes or names raise `EdgenesError`."
+    @property
+    def max_shared(self) -> int:
+        "Edges of a genotype over all cell types (Lambda)."
+        return len(self.places) * self.inputs_per_node
+
     def flatten(self,
                 alpha: torch.Tensor,  # (..., T, E, O) logits of the operations
                 beta: torch.Tensor,   # (..., T, E) logits of the edges
@@ -113,10 +132,6 @@ class SearchSpace:
         found = tuple(alpha.shape[-3:]), tuple(beta.shape[-2:])
         require(found == self.shapes, f"alpha and beta have shapes {found}, this space has {self.shapes}: build them with it")
         return torch.cat([alpha.flatten(-3), beta.flatten(-2)], -1)
-
-    def position(self, edge: Edge) -> tuple[int, int, int]:
-        "Where an edge stands in alpha (T, E, O)."
-        return self.cell_types.index(edge.cell), self.edges.index((edge.node, edge.source)), self.operations.index(edge.operation)
 
     def to_dict(self) -> dict[str, Any]:
         "Plain lists and numbers, for JSON."
@@ -168,19 +183,16 @@ def _check_edges(space: Any, edges: Any, dropped: Any) -> tuple[tuple[Edge, ...]
 
 # %% ../nbs/02_genotype.ipynb #39d1019
 @dataclass(frozen=True)
-class Genotype:
-    "A discrete architecture. Equal when space and edges are equal; edges that do not fit the space raise `EdgenesError`."
+class _Kept:
+    "The edges that an architecture keeps."
     space: SearchSpace
     edges: tuple[Edge, ...]                                                   # the kept edges, sorted; space.max_shared of them
     dropped: tuple[Edge, ...] = field(default=(), compare=False, repr=False)  # operations of edges that are not kept
 
     def __post_init__(self) -> None:
-        edges, dropped = _check_edges(self.space, self.edges, self.dropped)
-        object.__setattr__(self, "edges", edges)
-        object.__setattr__(self, "dropped", dropped)
+        for name, found in zip(("edges", "dropped"), _check_edges(self.space, self.edges, self.dropped)): object.__setattr__(self, name, found)
 
-    def __str__(self) -> str:
-        return ", ".join(f"{e.cell} n{e.node}<-p{e.source} {e.operation}" for e in self.edges)
+    def __str__(self) -> str: return ", ".join(f"{e.cell} n{e.node}<-p{e.source} {e.operation}" for e in self.edges)
 
     def shared_edges(self,
                      other: Genotype,  # a genotype of the same space
@@ -199,17 +211,21 @@ class Genotype:
         "Number of kept edges for each operation of the space, zeros included."
         return {name: sum(e.operation == name for e in self.edges) for name in self.space.operations}
 
+# %% ../nbs/02_genotype.ipynb #39d1019b
+G = TypeVar("G", bound="_Files")
+class _Files(_Kept):
+    "The forms in which files keep a genotype."
     @classmethod
-    def from_nni(cls,
+    def from_nni(cls: type[G],
                  mapping: Mapping[str, Any],          # the loaded JSON object of the export
                  inputs_per_node: int | None = None,  # when given, the switches must agree with it
-                 ) -> Genotype:
+                 ) -> G:
         "The genotype in an NNI export, in the space of all `OPERATIONS`; a wrong key or value: `EdgenesError` that names it."
         return cls(*_read_nni(mapping, inputs_per_node))
 
     def to_nni(self) -> dict[str, Any]:
         "The NNI export; an edge that is neither kept nor in `dropped` gets skipconnect."
-        return _write_nni(self)
+        return _write_nni(self.space, self.edges, self.dropped)
 
     def to_dict(self) -> dict[str, Any]:
         "Plain lists, strings and numbers, for JSON."
@@ -220,12 +236,15 @@ class Genotype:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls,
+    def from_json(cls: type[G],
                   source: str | Mapping[str, Any],  # what `to_json` or `to_dict` returned
-                  ) -> Genotype:
+                  ) -> G:
         "Inverse of `to_json` and of `to_dict`; anything else: `EdgenesError`."
         return cls(**_read_json(source))
 
+# %% ../nbs/02_genotype.ipynb #39d1019c
+class Genotype(_Files):
+    "A discrete architecture. Equal when space and edges are equal; edges that do not fit the space raise `EdgenesError`."
     @classmethod
     def from_structure(cls,
                        space: SearchSpace,
@@ -235,10 +254,7 @@ class Genotype:
         return cls(space, *_pick(space, structure))
 
     @classmethod
-    def random(cls,
-               space: SearchSpace,
-               seed: int,  # names the draw
-               ) -> Genotype:
+    def random(cls, space: SearchSpace, seed: int) -> Genotype:
         "A uniform draw out of all genotypes of `space` (the baseline Random-NES)."
         return cls(space, _random_edges(space, np.random.default_rng(derive_seed("genotype.random", seed))))
 
@@ -310,14 +326,16 @@ def _read_nni(mapping: Any, inputs_per_node: int | None) -> tuple[SearchSpace, t
     space = SearchSpace(grid.nodes, length or 1, grid.cell_types)
     return space, tuple(e for e in named if e[:3] in kept), tuple(e for e in named if e[:3] not in kept)
 
-def _write_nni(genotype: Genotype) -> dict[str, Any]:
+# %% ../nbs/02_genotype.ipynb #39d1029b
+def _write_nni(space: SearchSpace, edges: tuple[Edge, ...], dropped: tuple[Edge, ...]) -> dict[str, Any]:
     "The operations of all edges, then the switches."
-    names, space = {ours: nni for nni, ours in _NNI.items()}, genotype.space
-    operation = {e[:3]: names[e.operation] for e in genotype.edges + genotype.dropped}
+    names = {ours: nni for nni, ours in _NNI.items()}
+    for edge in edges + dropped: require(edge.operation in names, f"{edge.operation} has no name in NNI: exports hold {', '.join(names)}")
+    operation = {e[:3]: names[e.operation] for e in edges + dropped}
     result: dict[str, Any] = {f"{cell}_n{node}_p{source}": operation.get((cell, node, source), "skipconnect")
                               for cell, node in space.places for source in range(node)}
     for cell, node in space.places:
-        result[f"{cell}_n{node}_switch"] = [e.source for e in genotype.edges if e[:2] == (cell, node)]
+        result[f"{cell}_n{node}_switch"] = [e.source for e in edges if e[:2] == (cell, node)]
     return result
 
 # %% ../nbs/02_genotype.ipynb #39d1036

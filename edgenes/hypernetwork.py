@@ -15,31 +15,25 @@ from .genotype import Genotype, SearchSpace
 __all__ = ['Hypernetwork']
 
 # %% ../nbs/06_hypernetwork.ipynb #682d005
-class Hypernetwork(nn.Module):
-    "Piecewise linear map from lambda in [0, Lambda] to a structure vector (paper, section on the hypernetwork)."
-    def __init__(self,
-                 size: int,         # s, length of a structure vector
-                 max_shared: int,   # Lambda
-                 knots: int = 5,    # K; the paper uses 5
-                 margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
-                 space: SearchSpace | None = None,     # needed by `sample`
-                 generator: torch.Generator | None = None,  # draws the initial vectors
-                 printed: bool = False,  # interpolate as the paper's equation 4 prints it: see below
-                 ):
+def _inside(lam: Tensor, margin: float, top: int) -> Tensor:
+    "lambda, checked: numbers in [-margin, Lambda + margin]."
+    require(lam.ndim <= 1, f"lambda has shape {tuple(lam.shape)}: give a number or a 1-D tensor")
+    low, high = -margin, top + margin
+    inside = (lam >= low - 1e-6) & (lam <= high + 1e-6)
+    require(bool(inside.all()), f"lambda {lam.detach().flatten()[~inside.flatten()][:1].tolist()} is outside "
+                                f"[{low:g}, {high:g}]: give a number of shared edges between 0 and {top}")
+    return lam
+
+# %% ../nbs/06_hypernetwork.ipynb #682d005b
+class _Curve(nn.Module):
+    "The broken line through the structure vectors of the knots."
+    def __init__(self, size: int, max_shared: int, knots: int, margin: float, generator: torch.Generator | None, printed: bool):
         super().__init__()
         require(size >= 1 and max_shared >= 1, f"size {size}, max_shared {max_shared}: give at least 1 of each")
         require(knots >= 2, f"{knots} knots: give at least 2, the ends")
-        require(space is None or (space.size, space.max_shared) == (size, max_shared),
-                f"size {size}, max_shared {max_shared} do not fit the search space: use Hypernetwork.of(space)")
-        self.max_shared, self.margin, self.space, self.printed = max_shared, margin, space, printed
+        self.max_shared, self.margin, self.printed = max_shared, margin, printed
         self.vectors = nn.Parameter(1e-3 * torch.randn(knots, size, generator=generator))
         self.segments = nn.Parameter(torch.zeros(knots - 1))
-
-    @classmethod
-    def of(cls, space: SearchSpace, knots: int = 5, margin: float = 0.2, generator: torch.Generator | None = None,
-           printed: bool = False) -> Hypernetwork:
-        "A hypernetwork for `space`, able to `sample` genotypes."
-        return cls(space.size, space.max_shared, knots, margin, space, generator, printed)
 
     def knots(self) -> Tensor:
         "Positions (K,) of the knots, increasing, the first 0 and the last Lambda exactly."
@@ -52,17 +46,35 @@ class Hypernetwork(nn.Module):
                 lam: float | Tensor,  # lambda, a number or (B,)
                 ) -> Tensor:          # (size,) or (B, size)
         "Structure vectors at lambda. `EdgenesError` for a lambda outside [-margin, Lambda + margin] or not a number."
-        lam = torch.as_tensor(lam, dtype=self.vectors.dtype, device=self.vectors.device)
-        require(lam.ndim <= 1, f"lambda has shape {tuple(lam.shape)}: give a number or a 1-D tensor")
-        low, high = -self.margin, self.max_shared + self.margin
-        inside = (lam >= low - 1e-6) & (lam <= high + 1e-6)
-        require(bool(inside.all()), f"lambda {lam.detach().flatten()[~inside.flatten()][:1].tolist()} is outside "
-                                    f"[{low:g}, {high:g}]: give a number of shared edges between 0 and {self.max_shared}")
+        lam = _inside(torch.as_tensor(lam, dtype=self.vectors.dtype, device=self.vectors.device), self.margin, self.max_shared)
         knots = self.knots()
         left = (torch.searchsorted(knots.detach(), lam.detach(), right=True) - 1).clamp(0, len(knots) - 2)
         weight = ((lam - knots[left]) / (knots[left + 1] - knots[left])).unsqueeze(-1)
         if self.printed: weight = 1 - weight
         return (1 - weight) * self.vectors[left] + weight * self.vectors[left + 1]
+
+# %% ../nbs/06_hypernetwork.ipynb #c2cb4d2a
+class Hypernetwork(_Curve):
+    "Piecewise linear map from lambda in [0, Lambda] to a structure vector (paper, section on the hypernetwork)."
+    def __init__(self,
+                 size: int,         # s, length of a structure vector
+                 max_shared: int,   # Lambda
+                 knots: int = 5,    # K; the paper uses 5
+                 margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
+                 space: SearchSpace | None = None,     # needed by `sample`
+                 generator: torch.Generator | None = None,  # draws the initial vectors
+                 printed: bool = False,  # interpolate as the paper's equation 4 prints it: see below
+                 ):
+        super().__init__(size, max_shared, knots, margin, generator, printed)
+        require(space is None or (space.size, space.max_shared) == (size, max_shared),
+                f"size {size}, max_shared {max_shared} do not fit the search space: use Hypernetwork.of(space)")
+        self.space = space
+
+    @classmethod
+    def of(cls, space: SearchSpace, knots: int = 5, margin: float = 0.2, generator: torch.Generator | None = None,
+           printed: bool = False) -> Hypernetwork:
+        "A hypernetwork for `space`, able to `sample` genotypes."
+        return cls(space.size, space.max_shared, knots, margin, space, generator, printed)
 
     def sample(self,
                lam: float,  # lambda, between 0 and Lambda

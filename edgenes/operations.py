@@ -32,6 +32,7 @@ def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: 
     if stride == 1: return F.conv2d(grad, weight.flip(2, 3), None, 1, dilation * half, dilation, x.shape[1])
     return _library_grad(grad, x, weight, stride, (half, half), (True, False))
 
+# %% ../nbs/03_operations.ipynb #3203005b
 Window = tuple[slice, Tensor, tuple[int, int]]  # columns of a kernel, the pixels they read, the zeros to add around those
 
 def _windows(x: Tensor, k: int, stride: int, size: tuple[int, int]) -> list[Window]:
@@ -264,6 +265,7 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return average_pool(x, self.stride)
 
+# %% ../nbs/03_operations.ipynb #3203022b
 def _separable(channels: int, k: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     return [nn.ReLU(), Depthwise(channels, k, stride, dilation), nn.Conv2d(channels, channels, 1, bias=False), norm(channels, affine)]
 

@@ -47,16 +47,19 @@ class Profile:
     inputs_per_node: int = 1
     cell_types: tuple[str, ...] = ("reduce",)
 
-    def __post_init__(self) -> None:
-        require(self.candidates <= 10_000, f"candidates is {short(self.candidates)}: give at most 10000")
-        require(1 <= self.members <= self.candidates,
-                f"members is {self.members} and candidates {self.candidates}: an ensemble has between 1 and {self.candidates} members")
-        for name in ("deep_pool", "free_pool", "screened"):
-            require(getattr(self, name) >= self.members, f"{name} is {getattr(self, name)}: give at least members = {self.members}")
-        require(1 <= self.curve_points <= min(self.darts.epochs, self.hyper.epochs), f"curve_points is {self.curve_points}: give 1 to the number of search epochs")
+    def __post_init__(self) -> None: _check(self)
 
     @property
     def space(self) -> SearchSpace: return SearchSpace(inputs_per_node=self.inputs_per_node, cell_types=self.cell_types)
+
+# %% ../nbs/15_profiles.ipynb #5aaf005b
+def _check(p: Profile) -> None:
+    "`EdgenesError` for numbers that do not fit together."
+    require(p.candidates <= 10_000, f"candidates is {short(p.candidates)}: give at most 10000")
+    require(1 <= p.members <= p.candidates, f"members is {p.members} and candidates {p.candidates}: an ensemble has between 1 and {p.candidates} members")
+    for name in ("deep_pool", "free_pool", "screened"):
+        require(getattr(p, name) >= p.members, f"{name} is {getattr(p, name)}: give at least members = {p.members}")
+    require(1 <= p.curve_points <= min(p.darts.epochs, p.hyper.epochs), f"curve_points is {p.curve_points}: give 1 to the number of search epochs")
 
 # %% ../nbs/15_profiles.ipynb #5aaf006
 _small = Augment(pad=1)

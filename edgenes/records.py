@@ -25,7 +25,7 @@ import edgenes
 from .core import EdgenesError, content_hash, read_json, require, short, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['PACKAGE', 'FORMS', 'SCHEMA', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance',
+__all__ = ['PACKAGE', 'SCHEMA', 'FORMS', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance',
            'check_form', 'Records', 'write_record', 'all_records', 'save_predictions', 'save_weights', 'load_weights',
            'load_predictions']
 
@@ -112,6 +112,7 @@ def provenance() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 # %% ../nbs/13_records.ipynb #9c0c013
+SCHEMA = 1  # of all records
 _METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float)
 _SHARED = range(257)  # more edges than any genotype keeps
 FORMS: dict[str, Any] = {
@@ -138,8 +139,6 @@ def check_form(value: Any, form: Any, where: str) -> None:
         require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high), f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
 
 # %% ../nbs/13_records.ipynb #9c0c015
-SCHEMA = 1
-
 class Records:
     "The records of one results folder: `runs/<kind>-<key>.json`, predictions in `cache/`, unfinished work in `work/`."
     def __init__(self, folder: str | Path): self.folder = Path(folder)

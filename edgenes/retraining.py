@@ -124,6 +124,7 @@ class RetrainSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"): whole(getattr(self, name), name)
 
+# %% ../nbs/08_retraining.ipynb #6bf9012b
 def retrain(data: Data,
             genotype: Genotype,
             settings: RetrainSettings,
@@ -167,6 +168,7 @@ def _epoch(net: DiscreteNetwork, optimiser: torch.optim.Optimizer, data: Data, s
         optimiser.step()
     return (total / steps).item()
 
+# %% ../nbs/08_retraining.ipynb #6bf9013b
 class Normaliser(Protocol):
     "What brings uint8 images (N, C, H, W) to the numbers that a network reads; `Data` is one."
     def normalise(self, images: Tensor) -> Tensor: ...

@@ -78,6 +78,7 @@ class VectorStructure(nn.Module):
 
     def forward(self, lam: float | None = None) -> Tensor: return self.vector
 
+# %% ../nbs/07_search.ipynb #9507007b
 class Bilevel:
     "A supernet and a structure, their optimisers, and the optimum that the regulariser compares with."
     def __init__(self, net: Supernet, structure: nn.Module, settings: SearchSettings, optimum: Genotype | None = None):
@@ -121,6 +122,7 @@ def objective(b: Bilevel, batch: Batch, pull: Pull) -> tuple[Tensor, Tensor, Ten
     distance = (lams - smoothed_shared_edges(b.optimum, vectors, pull.t, generator)).square().mean()
     return loss + b.settings.sign * pull.c * distance, loss, distance
 
+# %% ../nbs/07_search.ipynb #9507008b
 def structure_step(b: Bilevel, validation: Batch, train: Batch, pull: Pull) -> tuple[Tensor, Tensor]:
     "One Adam step of the structure; returns (validation loss, squared distance)."
     if b.settings.order == 1:
@@ -195,6 +197,7 @@ def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int,
     entry = {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}
     return entry | ({"active_edges": active} if isinstance(b.structure, Hypernetwork) else {})
 
+# %% ../nbs/07_search.ipynb #9507014b
 def active_edges(b: Bilevel, lam: float | None) -> list[int]:
     "Places in alpha (flat) of the edges that the discrete architecture keeps in a step; the theorem counts them."
     with torch.no_grad(): vector = b.structure(lam).cpu()

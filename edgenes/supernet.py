@@ -64,6 +64,7 @@ class SeparableBundle(nn.Module):
         depth, pad = _pick(self.depth[stage], self.total, edges), (k - self.depth[stage].shape[-1]) // 2
         return F.pad(depth, (pad,) * 4) if pad else depth, _pick(self.point[stage], self.total, edges)
 
+# %% ../nbs/04_supernet.ipynb #8cae007b
 def separable(bundles: list[SeparableBundle],  # they differ in the size of their kernels alone
               x: Tensor,               # (N, m * C, H, W): ReLU of the source, m times
               edges: tuple[int, ...],  # which of the edges

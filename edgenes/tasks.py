@@ -158,6 +158,7 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
         checkpoint.remove()
     return record
 
+# %% ../nbs/16_tasks.ipynb #5dc9013b
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     "Holds a lock in a folder; waits while another process holds it. The lock ends with the process, however it ends."
@@ -210,6 +211,7 @@ def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
     results = {"judged": [{"lambda": lam, "genotype": h.sample(lam).to_dict()["edges"], "val_loss_nats": judged[h.sample(lam)]} for lam in screened_lambdas(p, task.seed)]}
     return results, {"screening": compute_seconds(data.train.images.device) - start}
 
+# %% ../nbs/16_tasks.ipynb #5dc9016b
 def _with_weights(net: nn.Module, trained: Task, shop: Shop, checkpoint: DiskCheckpoint) -> None:
     "Puts the weights of a finished run into a network. The cache is not part of a checkout: where they are missing, the run is made again, to the same bits."
     key = shop.records.key(trained.inputs(shop))
@@ -250,6 +252,7 @@ def _kept(shop: Shop, key: str) -> dict[str, np.ndarray]:
     if found is None: raise EdgenesError(f"the predictions of retraining {key} are missing or damaged: run again")
     return found
 
+# %% ../nbs/16_tasks.ipynb #5dc9018b
 def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, chance, labels = shop.profile, np.random.default_rng([task.seed, 20]), shop.data.val.labels.cpu().numpy()
     size = max(p.members + 1, p.free_pool // 2)
@@ -293,6 +296,7 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
                "test_scaled": {k: v for k, v in ensemble_metrics(scaled(test, temperature), true).items() if k in ("nll_nats", "brier", "ece")}}
     return results, seconds | {"total": sum(seconds.values())}
 
+# %% ../nbs/16_tasks.ipynb #5dc9020b
 def _run_shift(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, data = shop.profile, shop.data
     nets, count, rows = [], p.shift_images or len(data.test), []

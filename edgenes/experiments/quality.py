@@ -129,6 +129,7 @@ def cost_figure(found: pd.DataFrame) -> Figure:
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9020b
 def seeds_figure(found: pd.DataFrame) -> Figure:
     "Every run: one dot a seed and system; the bar is the mean, the line its 95 % interval."
     fig, ax = figure(1, 1, 7.5, 0.32 * found["system"].nunique() + 1)
@@ -146,7 +147,7 @@ def seeds_figure(found: pd.DataFrame) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9020b
+# %% ../../nbs/experiments/quality.ipynb #35582769
 def result(records: Records, published: dict) -> Result | None:
     "Tables T2 and its tests, two figures, and what they say."
     found = frame(records)
