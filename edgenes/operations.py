@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import require
-from .genotype import OPERATIONS
+from .genotype import ADDED, OPERATIONS
 
 # %% auto #0
 __all__ = ['Window', 'SMALL', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense',
@@ -269,13 +269,14 @@ class AveragePool(nn.Module):
 def _separable(channels: int, k: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     return [nn.ReLU(), Depthwise(channels, k, stride, dilation), nn.Conv2d(channels, channels, 1, bias=False), norm(channels, affine)]
 
-def operation(name: str,            # one of `OPERATIONS`
+def operation(name: str,            # one of `OPERATIONS`, or added to them
               channels: int,        # channels in and out
               stride: int = 1,      # 1, or 2 where the edge halves the image
               affine: bool = True,  # BN of retraining, or of the search
               ) -> nn.Module:
     "The module of one operation: (N, C, H, W) to (N, C, H / stride, W / stride). `EdgenesError` for an unknown name."
-    require(name in OPERATIONS, f"unknown operation {name!r}: use one of {', '.join(OPERATIONS)}")
+    if name in ADDED: return ADDED[name](channels, stride, affine)
+    require(name in OPERATIONS, f"unknown operation {name!r}: use one of {', '.join((*OPERATIONS, *ADDED))}")
     k = int(name[-1]) if name[-1].isdigit() else 0
     if name == "skip_connect": return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
     if name == "max_pool_3x3": return nn.Sequential(nn.MaxPool2d(3, stride, 1), norm(channels, affine))

@@ -54,8 +54,8 @@ class AuxiliaryHead(nn.Sequential):
                          nn.Conv2d(128, 768, 2, bias=False), norm(768), nn.ReLU(), nn.Flatten(), nn.Linear(768, classes))
 
 # %% ../nbs/08_retraining.ipynb #6bf9006
-class DiscreteNetwork(nn.Module):
-    "The network of a genotype: (N, in_channels, H, W) normalised images to (N, classes) logits."
+class _Layers(nn.Module):
+    "Stem, cells and heads of the network of a genotype."
     def __init__(self,
                  genotype: Genotype,
                  classes: int,
@@ -69,8 +69,7 @@ class DiscreteNetwork(nn.Module):
         super().__init__()
         require(layers >= 1 and channels >= 2, f"layers {layers}, channels {channels}: give at least 1 and 2")
         require(0 <= drop_path < 1, f"drop_path is {drop_path}: give a probability below 1")
-        self.drop_path, self.generator = drop_path, torch.Generator()
-        types, self.head_at = genotype.space.cell_types, 2 * layers // 3
+        self.drop_path, self.generator, self.head_at, types = drop_path, torch.Generator(), 2 * layers // 3, genotype.space.cell_types
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), norm(3 * channels))
@@ -85,6 +84,9 @@ class DiscreteNetwork(nn.Module):
             self.cells = nn.ModuleList(cells)
             self.head = nn.Linear(c_previous, classes)
 
+# %% ../nbs/08_retraining.ipynb #6bf9006b
+class DiscreteNetwork(_Layers):
+    "The network of a genotype: (N, in_channels, H, W) normalised images to (N, classes) logits."
     def drop(self, y: Tensor) -> Tensor:
         "Drop path of one edge."
         if not (self.training and self.drop_path > 0): return y

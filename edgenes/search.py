@@ -29,8 +29,8 @@ __all__ = ['Batch', 'SearchSettings', 'VectorStructure', 'Bilevel', 'Pull', 'obj
 
 # %% ../nbs/07_search.ipynb #9507005
 @dataclass(frozen=True)
-class SearchSettings:
-    "Budgets and step sizes of a search; the defaults are the paper's."
+class _Steps:
+    "Budgets and step sizes."
     epochs: int = 50               # 50 for DARTS, 150 for the hypernetwork
     images: int | None = None      # training images used, halved for the two levels; None, or more than there are: all
     batch_size: int = 64           # images a batch
@@ -45,6 +45,11 @@ class SearchSettings:
     structure_betas: tuple[float, float] = (0.5, 0.9)
     knot_lr: float = 0.03          # step of the knots, as a share of `structure_lr`
     structure_weight_decay: float = 1e-3
+
+# %% ../nbs/07_search.ipynb #9507005b
+@dataclass(frozen=True)
+class SearchSettings(_Steps):
+    "Budgets, step sizes and the objective of a search; the defaults are the paper's."
     order: int = 1                 # 1: first order; 2: unrolled (second order)
     c: tuple[float, float] = (0.3, 3.0)   # C, first and last epoch
     t: tuple[float, float] = (1.0, 0.05)  # temperature, first and last epoch
@@ -279,8 +284,7 @@ def search(data: Data,
     structure = new_structure(space, settings, seed, optimum is not None and lam is None)
     b = Bilevel(net.to(data.train.images.device), structure.to(data.train.images.device), settings, optimum)
     parts: dict[str, Any] = {"net": net, "structure": structure, "weight_optimiser": b.weight_optimiser, "structure_optimiser": b.structure_optimiser}
-    log = restore(checkpoint, parts)
-    halves = data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
+    log, halves = restore(checkpoint, parts), data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
     check_batch(min(settings.batch_size, *map(len, halves)), data.shape, settings.layers)
     for epoch in range(len(log), settings.epochs):
         start = compute_seconds(data.train.images.device)

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import require
-from .genotype import SearchSpace
-from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, pointwise, preprocess, widen
+from .genotype import ADDED, SearchSpace
+from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, operation, pointwise, preprocess, widen
 
 # %% auto #0
-__all__ = ['Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'SourceOps', 'Cell',
-           'reduction_cells', 'check_batch', 'Supernet']
+__all__ = ['Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'EdgeModules', 'bundle',
+           'SourceOps', 'Cell', 'reduction_cells', 'check_batch', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
 class Reads:
@@ -111,34 +111,52 @@ class ReduceBundle(nn.Module):
         return F.batch_norm(pointwise(reads.corners, corner_weight(even, odd)), None, None, scale, training=True)
 
 # %% ../nbs/04_supernet.ipynb #8cae010
-class SourceOps(nn.Module):
-    "All operations on the `total` edges that leave one source of a cell."
+class EdgeModules(nn.Module):
+    "An operation that was added to the seven, on all edges that leave a source: one module an edge, as `operation` builds it."
+    def __init__(self, name: str, channels: int, total: int, stride: int):
+        super().__init__()
+        self.ops = nn.ModuleList(operation(name, channels, stride, affine=False) for _ in range(total))
+
+    def forward(self, reads: Reads, edges: tuple[int, ...], scale: Tensor) -> Tensor:
+        return torch.cat([self.ops[edge](reads.x) for edge in edges], 1) * scale[:, None, None]
+
+def bundle(name: str, channels: int, total: int, stride: int) -> nn.Module | None:
+    "The weights of an operation on `total` edges; None for a pool and for the identity, which have none."
+    if name in ADDED: return EdgeModules(name, channels, total, stride)
+    if "conv" not in name: return ReduceBundle(channels, total) if name == "skip_connect" and stride == 2 else None
+    dilated = name.startswith("dil")  # at stride 2 it is the ordinary convolution of the subsampled image
+    step, dilation = (1, 3 - stride) if dilated else (stride, 1)
+    return SeparableBundle(channels, total, int(name[-1]), step, dilation, not dilated)
+
+# %% ../nbs/04_supernet.ipynb #8cae010b
+class _Bundles(nn.Module):
+    "The weights of all operations on the `total` edges that leave one source of a cell."
     def __init__(self, operations: tuple[str, ...], channels: int, total: int, stride: int):
         super().__init__()
         self.operations, self.total, self.stride = operations, total, stride
         self.bundles = nn.ModuleDict()
         for name in operations:
-            if name == "skip_connect" and stride == 2: self.bundles[name] = ReduceBundle(channels, total)
-            if "conv" in name:
-                dilated = name.startswith("dil")  # at stride 2 it is the ordinary convolution of the subsampled image
-                step, dilation = (1, 3 - stride) if dilated else (stride, 1)
-                self.bundles[name] = SeparableBundle(channels, total, int(name[-1]), step, dilation, not dilated)
+            found = bundle(name, channels, total, stride)
+            if found is not None: self.bundles[name] = found
 
     def mixed(self, reads: Reads, mix: Tensor, edges: tuple[int, ...], names: list[str]) -> Tensor:
         "The weighted sum of the operations `names` on each of these edges; `mix` has (edges, O)."
         c, index = reads.x.shape[1], self.operations.index
         scales = mix.t().repeat_interleave(c, 1).unbind()  # O times (edges * C,)
-        convs = [n for n in names if "conv" in n]
-        terms = convolutions([cast(SeparableBundle, self.bundles[n]) for n in convs], reads, edges, [scales[index(n)] for n in convs])
-        pools = [n for n in names if "pool" in n]
+        found = {n: self.bundles[n] if n in self.bundles else None for n in names}
+        convs = {n: b for n, b in found.items() if isinstance(b, SeparableBundle)}
+        terms = convolutions(list(convs.values()), reads, edges, [scales[index(n)] for n in convs])
+        pools = [n for n, b in found.items() if b is None and n != "skip_connect"]
         if pools: terms.append(weightless(reads.pools(pools), mix[:, [index(n) for n in pools]]))
-        if "skip_connect" in names:
-            bundle, o = self.bundles["skip_connect"] if self.stride == 2 else None, index("skip_connect")
-            terms.append(bundle(reads, edges, scales[o]) if bundle is not None else weightless(reads.x, mix[:, [o]]))
+        terms += [b(reads, edges, scales[index(n)]) for n, b in found.items() if isinstance(b, (ReduceBundle, EdgeModules))]
+        if "skip_connect" in names and self.stride == 1: terms.append(weightless(reads.x, mix[:, [index("skip_connect")]]))
         total = terms[0]
         for term in terms[1:]: total = total.add_(term)
         return total
 
+# %% ../nbs/04_supernet.ipynb #8cae010c
+class SourceOps(_Bundles):
+    "All operations on the `total` edges that leave one source of a cell."
     def forward(self,
                 x: Tensor,    # (N, C, H, W) the source
                 mix: Tensor,  # (total, O) mixing weights of its edges
@@ -157,6 +175,12 @@ class SourceOps(nn.Module):
         return sums
 
 # %% ../nbs/04_supernet.ipynb #8cae012
+def _inputs(pre0: nn.Module, pre1: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    "Both inputs of the first cell, which come from the same tensor: one convolution, one BN."
+    y = F.conv2d(x, torch.cat([pre.get_parameter("0.weight") for pre in (pre0, pre1)]))
+    return F.batch_norm(y, None, None, training=True).chunk(2, 1)
+
+# %% ../nbs/04_supernet.ipynb #8cae012b
 class Cell(nn.Module):
     "A relaxed cell: inputs (N, c_before, H, W) and (N, c_previous, H', W') after a ReLU, output (N, nodes * c, ...) before one."
     def __init__(self, space: SearchSpace, c_before: int, c_previous: int, c: int, reduction: bool, reduced_before: bool):
@@ -168,11 +192,6 @@ class Cell(nn.Module):
         self.sources = nn.ModuleList(SourceOps(space.operations, c, len(nodes), 2 if reduction and j < 2 else 1)
                                      for j, nodes in enumerate(self.served))
 
-    def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        "Both inputs of the first cell, which come from the same tensor: one convolution, one BN."
-        y = F.conv2d(x, torch.cat([pre.get_parameter("0.weight") for pre in (self.pre0, self.pre1)]))
-        return F.batch_norm(y, None, None, training=True).chunk(2, 1)
-
     def forward(self, before: Tensor, previous: Tensor, mix: Tensor, used: list[list[bool]] | None = None) -> Tensor:
         states: dict[int, Tensor] = {}  # the inputs 0 and 1, then the nodes
         wanted = [None if used is None else [used[row] for row in rows] for rows in self.rows]  # of every source
@@ -181,7 +200,7 @@ class Cell(nn.Module):
         missing = sorted(set(self.served[0]) - fed)
         require(not missing, f"node {missing[:1]} has no used operation: use at least one on an edge that enters each node")
         both = before is previous and isinstance(self.pre0, ConvNorm) and read[0] and read[1]
-        if both: states[0], states[1] = self._inputs(before)
+        if both: states[0], states[1] = _inputs(self.pre0, self.pre1, before)
         for j, (source, nodes, rows) in enumerate(zip(self.sources, self.served, self.rows)):
             if not read[j]: continue
             if j < 2 and not both: states[j] = self.pre1(previous) if j else self.pre0(before)
@@ -200,8 +219,8 @@ def check_batch(images: int, shape: tuple[int, int], layers: int) -> None:
     require(images * h * w > 1, f"a batch of {images} image of {shape[0]} x {shape[1]} pixels is too small for {layers} cells: use larger batches or images")
 
 # %% ../nbs/04_supernet.ipynb #8cae014
-class Supernet(nn.Module):
-    "The relaxed network. It has no buffers: its output depends on the weights, the batch and the mixing weights alone."
+class _Layers(nn.Module):
+    "Stem, cells and head of the relaxed network. It has no buffers."
     def __init__(self,
                  space: SearchSpace,
                  classes: int,          # number of classes
@@ -226,6 +245,9 @@ class Supernet(nn.Module):
             self.cells = nn.ModuleList(cells)
             self.head = nn.Linear(c_previous, classes)
 
+# %% ../nbs/04_supernet.ipynb #8cae014b
+class Supernet(_Layers):
+    "The relaxed network: its output depends on the weights, the batch and the mixing weights alone."
     def forward(self,
                 x: Tensor,    # (N, in_channels, H, W) normalised images
                 mix: Tensor,  # (T, E, O) mixing weights, one matrix a cell type

@@ -80,13 +80,9 @@ class Task:
 
     def __post_init__(self) -> None: whole(self.seed, "seed", 0, 10**15)
 
-    def retrainings(self) -> list[Task]:
-        "The runs of the pool."
-        return [Task("retraining", seed, genotype=g) for g, seed in self.pool]
+    def retrainings(self) -> list[Task]: return [Task("retraining", seed, genotype=g) for g, seed in self.pool]
 
-    def inputs(self, shop: Shop) -> dict[str, Any]:
-        "What the run depends on: the content of its key."
-        return _inputs(self, shop)
+    def inputs(self, shop: Shop) -> dict[str, Any]: return _inputs(self, shop)  # what the run depends on: the content of its key
 
     def done(self, shop: Shop) -> dict[str, Any] | None:
         "The record, if the task is finished. A retraining whose predictions were deleted from the cache is not."
