@@ -5,6 +5,7 @@
 # %% ../nbs/09_ensembles.ipynb #38b7002
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from .core import EdgenesError, require, whole
 
 # %% auto #0
-__all__ = ['check_probs', 'average', 'Selection', 'select']
+__all__ = ['Rule', 'RULES', 'check_probs', 'average', 'subset_cost', 'Selection', 'select']
 
 # %% ../nbs/09_ensembles.ipynb #38b7004
 def check_probs(probs: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def _exact(p: Tensor) -> Tensor:
     "float64 multiples of 2^-45: their sums do not depend on the order."
     return p.double().mul_(2.0**45).round_().mul_(2.0**-45)
 
-def _cost(total: Tensor, size: int, labels: Tensor, criterion: str) -> float:
+def subset_cost(total: Tensor, size: int, labels: Tensor, criterion: str) -> float:
     "NLL, or minus the number of right answers, of a sum of `size` members: (N, 1) true-class probabilities, or (N, K)."
     if criterion == "nll": return -(total[:, 0] / size).clamp_min(torch.finfo(torch.float32).eps).log().mean().item()
     return -float((total.numpy().argmax(1) == labels.numpy()).sum())  # several times faster than the argmax of torch on a CPU
@@ -66,7 +67,7 @@ def _exhaustive(p: Tensor, y: Tensor, n: int, criterion: str) -> tuple[float, tu
         nonlocal best
         depth = len(chosen)
         if depth == n and total is not None:
-            cost = _cost(total, n, y, criterion)
+            cost = subset_cost(total, n, y, criterion)
             if cost < best[0]: best = (cost, chosen)
             return
         for i in range(chosen[-1] + 1 if chosen else 0, len(p) - (n - depth) + 1):
@@ -85,22 +86,29 @@ def _greedy(p: Tensor, y: Tensor, n: int, criterion: str, width: int, repeat: bo
             total = p[list(chosen)].sum(0)
             for i in range(len(p)):
                 key = tuple(sorted((*chosen, i)))
-                if (repeat or i not in chosen) and key not in found: found[key] = _cost(total + p[i], size, y, criterion)
+                if (repeat or i not in chosen) and key not in found: found[key] = subset_cost(total + p[i], size, y, criterion)
         evaluated += len(found)
         beams = sorted((cost, key) for key, cost in found.items())[:width]
     return *beams[0], evaluated
+
+# (candidates (M, N, 1 or K) as `subset_cost` sums them, labels (N,), n, criterion, beam width) to (cost, members, ensembles scored)
+Rule = Callable[[Tensor, Tensor, int, str, int], tuple[float, tuple[int, ...], int]]
+RULES: dict[str, Rule] = {
+    "exhaustive": lambda p, y, n, criterion, width: _exhaustive(p, y, n, criterion),
+    "forward": lambda p, y, n, criterion, width: _greedy(p, y, n, criterion, 1, True),
+    "beam": lambda p, y, n, criterion, width: _greedy(p, y, n, criterion, width, False)}
 
 # %% ../nbs/09_ensembles.ipynb #38b7010
 def select(probs: Any,                # (M, N, K) softmax outputs of the candidates on validation data
            labels: Any,               # (N,)
            n: int,                    # members of the ensemble
-           rule: str = "exhaustive",  # "exhaustive", "forward" or "beam"
+           rule: str = "exhaustive",  # a name in `RULES`
            criterion: str = "nll",    # "nll" or "accuracy"
            beam_width: int = 8,       # partial ensembles that the beam keeps
            ) -> Selection:
     "The best ensemble of `n` by a rule. `EdgenesError` for n > M (except forward), n < 1, unknown names, or bad probabilities."
     p, y = check_probs(probs, labels)
-    require(rule in ("exhaustive", "forward", "beam"), f"unknown rule {rule!r}: use exhaustive, forward or beam")
+    require(rule in RULES, f"unknown rule {rule!r}: use one of {', '.join(RULES)}")
     require(criterion in ("nll", "accuracy"), f"unknown criterion {criterion!r}: use nll or accuracy")
     whole(n, "n"), whole(beam_width, "beam_width")
     require(n <= len(p) or rule == "forward", f"an ensemble of {n} out of {len(p)} candidates: lower n, or add candidates")
@@ -112,6 +120,5 @@ def select(probs: Any,                # (M, N, K) softmax outputs of the candida
         settled = int((said[0] == y)[~contested].sum())
         p, y = p[:, contested], y[contested]
     p = _exact(p)
-    cost, members, evaluated = _exhaustive(p, y, n, criterion) if rule == "exhaustive" else \
-        _greedy(p, y, n, criterion, 1 if rule == "forward" else beam_width, rule == "forward")
+    cost, members, evaluated = RULES[rule](p, y, n, criterion, beam_width)
     return Selection(members, cost if criterion == "nll" else 100 * (settled - cost) / images, criterion, rule, evaluated)

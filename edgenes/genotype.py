@@ -28,6 +28,7 @@ OPERATIONS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect",
 CELL_TYPES = ("normal", "reduce")
 MAX_NODES = 64  # far above any published cell; keeps a corrupt file from asking for billions of edges
 
+# %% ../nbs/02_genotype.ipynb #39d1005b
 ADDED: dict[str, Callable[[int, int, bool], Any]] = {}  # operations beside the seven, by name
 
 def add_operation(name: str,  # how search spaces and genotypes call it

@@ -14,7 +14,7 @@ from typing import Any
 
 from .core import EdgenesError, pick_device, read_json, require, short, write_json
 from .data import Augment, Data, load_data
-from .genotype import SearchSpace
+from .genotype import OPERATIONS, SearchSpace
 from .records import Records
 from .retraining import RetrainSettings
 from .search import SearchSettings
@@ -46,11 +46,12 @@ class Profile:
     seeds: int = 1                   # seeds 0 .. seeds - 1 are run by default
     inputs_per_node: int = 1
     cell_types: tuple[str, ...] = ("reduce",)
+    operations: tuple[str, ...] = OPERATIONS
 
     def __post_init__(self) -> None: _check(self)
 
     @property
-    def space(self) -> SearchSpace: return SearchSpace(inputs_per_node=self.inputs_per_node, cell_types=self.cell_types)
+    def space(self) -> SearchSpace: return SearchSpace(inputs_per_node=self.inputs_per_node, cell_types=self.cell_types, operations=self.operations)
 
 # %% ../nbs/15_profiles.ipynb #5aaf005b
 def _check(p: Profile) -> None:
@@ -88,7 +89,7 @@ def get_profile(name: str, /,
     "A profile by name, with fields replaced. `EdgenesError` for an unknown profile or field, or a value of another kind."
     require(isinstance(name, str) and name in PROFILES, f"unknown profile {short(name)}: use one of {', '.join(PROFILES)}")
     profile, kinds = PROFILES[name], {"criterion": str, "source": str}
-    allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types")]
+    allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types", "operations")]
     for key, value in changes.items():
         require(key in allowed, f"unknown parameter {short(key)}: use one of {', '.join(allowed)}")
         try: changes[key] = kinds.get(key, int)(value)
@@ -133,7 +134,7 @@ def open_shop(profile: Profile,
     source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
     shop = Shop(profile, str(folder), source if profile.source != "digits" else None, device)
     described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "data": shop.data.fingerprint, "seeds": None}
-    described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items()}
+    described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items() if (k, v) != ("operations", OPERATIONS)}
     path = folder / "profile.json"
     if not os.path.exists(path):  # False for a name that cannot be: writing it then says why
         write_json(path, described)

@@ -11,6 +11,7 @@ import io
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import matplotlib
@@ -18,6 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+import edgenes.experiments
 from .core import read_json, require, write_atomic, write_json
 from .records import Records, all_records
 from .statistics import summary
@@ -56,7 +58,8 @@ def frame_of(found: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.sort_values(places, ignore_index=True)
 
 # %% ../nbs/18_report.ipynb #aaa8010
-EXPERIMENTS = ("space", "control", "distance", "deviation", "quality", "speed", "annealing", "theorem", "shift", "ablation", "relaxation")
+_ORDER = ("space", "control", "distance", "deviation", "quality", "speed", "annealing", "theorem", "shift", "ablation", "relaxation")  # of the report
+EXPERIMENTS = (*_ORDER, *sorted({m.name for m in iter_modules(edgenes.experiments.__path__)} - set(_ORDER)))  # what is new comes last
 
 @dataclass
 class Result:
