@@ -13,13 +13,15 @@ import typer
 
 from .app import register
 from .core import EdgenesError, require, short
+from .pipeline import Reader, lacking
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
 from .records import Records
 from .report import EXPERIMENTS, build, experiment, published_figures, statements
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'run', 'report', 'bench', 'seed_list', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'seed_list', 'show',
+           'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51004
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -38,6 +40,7 @@ def run(profile: ProfileName = "demo",
         experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
         set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
         notebooks: Annotated[bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")] = True,
+        tables: Annotated[bool, typer.Option(help="build tables, figures and report afterwards")] = True,
         ) -> None:
     "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
     changes = dict(change.partition("=")[::2] for change in set_ or [])
@@ -46,7 +49,7 @@ def run(profile: ProfileName = "demo",
     chosen_seeds = seed_list(seeds or str(chosen.seeds))
     plans = [plan for name in experiments.split(",") for seed in chosen_seeds for plan in experiment(name.strip()).plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
-    show(Path(shop.results))
+    if tables: show(Path(shop.results))
     if notebooks: execute_notebooks(profile, Path(shop.results), device)
 
 # %% ../nbs/19_cli.ipynb #5e51004b
@@ -68,6 +71,25 @@ def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: f
     for name, r in zip(("faithful", "sampled", "memory", "dispatch"), rows): typer.echo(f"{name}_ratio: {r['ratio']:.2f}")
 
 register(app)
+
+# %% ../nbs/19_cli.ipynb #5e51004d
+def missing(profile: str, results: Path | None = None, seeds: str | None = None, experiments: str = ",".join(EXPERIMENTS)) -> dict[tuple[str, int], list[str]]:
+    "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
+    chosen = get_profile(profile)
+    shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
+    names = [name.strip() for name in experiments.split(",")]
+    return lacking(shop, {(name, seed): experiment(name).plans(shop, seed) for name in names for seed in seed_list(seeds or str(chosen.seeds))})
+
+@app.command(epilog="Example: edgenes status cpu --seeds 3")
+def status(profile: ProfileName = "demo",
+           seeds: Annotated[str | None, typer.Option(help="as in run; default: the profile's")] = None,
+           results: Results = None,
+           experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
+           ) -> None:
+    "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
+    lacks = missing(profile, results, seeds, experiments)
+    for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {runs[0]}" + (f" and {len(runs) - 1} more" if runs[1:] else ""))
+    typer.echo(f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing")
 
 # %% ../nbs/19_cli.ipynb #5e51005
 def seed_list(text: str) -> list[int]:
@@ -99,12 +121,16 @@ def execute_notebooks(profile: str, folder: Path, device: str) -> None:
         except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
         typer.echo(f"executed {notebook.name}")
 
+STOPPED = "stopped; start again to go on from here"
+
 def main() -> None:
     "Entry point: errors of the user end in one line and exit code 2."
     if len(sys.argv) == 1: sys.argv.append("--help")
-    try: sys.exit(app(standalone_mode=False) or 0)
+    try:
+        if (code := app(standalone_mode=False) or 0) != 130: sys.exit(code)
+        message = STOPPED  # 130 is typer's word for Ctrl-C
     except EdgenesError as error: message = str(error)
-    except (KeyboardInterrupt, typer.Abort): message = "stopped; start again to go on from here"
+    except (KeyboardInterrupt, typer.Abort): message = STOPPED
     except Exception as error:  # typer brings its own copy of click's usage errors: they are known by this method
         if not hasattr(error, "format_message"): raise
         message = error.format_message().split("\n")[0] or "nothing to do: see edgenes --help"
