@@ -20,8 +20,8 @@ from .records import Records
 from .report import EXPERIMENTS, build, experiment, published_figures, statements
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'seed_list', 'show',
-           'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'scaling', 'seed_list',
+           'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51004
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -90,6 +90,18 @@ def status(profile: ProfileName = "demo",
     lacks = missing(profile, results, seeds, experiments)
     for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {runs[0]}" + (f" and {len(runs) - 1} more" if runs[1:] else ""))
     typer.echo(f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing")
+
+# %% ../nbs/19_cli.ipynb #5e51004f
+@app.command(epilog="Example: edgenes scaling cpu, and on an idle machine: edgenes scaling demo --measure")
+def scaling(profile: ProfileName = "cpu", results: Results = None,
+            measure: Annotated[bool, typer.Option(help="run T2 of one seed with 1, 2 and 4 workers instead, and keep how long it took")] = False,
+            ) -> None:
+    "Writes results/scaling: the time that the grid would take on 1 to 512 workers, simulated from the records of PROFILE at seed 0."
+    from edgenes import scaling as found
+    folder = project_root() / "results" / "scaling"
+    if measure: found.write_measured(folder, found.measured(profile))
+    else: found.write_tables(folder, found.simulated(profile, results or project_root() / "results" / profile))
+    typer.echo(f"wrote {folder}")
 
 # %% ../nbs/19_cli.ipynb #5e51005
 def seed_list(text: str) -> list[int]:
