@@ -6,11 +6,12 @@ DEVICE ?= auto
 SEEDS ?=
 EXPERIMENTS ?=
 EDGENES_DATA ?=
+EXTRAS ?= dev
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
-READY := .venv/.ready
+READY := .venv/.ready-$(EXTRAS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Notebooks run in their own folders: a relative path is made absolute.
@@ -37,24 +38,24 @@ test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
 readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README$${lang/_/.}.md; done
 
-venv: $(READY) ## build .venv from the lock
+venv: $(READY) ## build .venv from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
 
 # setuptools comes first and from the lock, so that the build of the package itself is pinned as well.
 $(READY): requirements.lock settings.ini pyproject.toml setup.py
 	$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgenes needs Python 3.10 or newer, for instance: make PY=python3.11")'
 	test -x $(BIN)/pip || $(PY) -m venv .venv
 	$(PIP) install $(PIP_ARGS) -c requirements.lock setuptools
-	$(PIP) install $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[dev]'
+	$(PIP) install $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 lock: ## pin the requirements of settings.ini anew; present pins stay unless UPGRADE=--upgrade is given
 	test -x $(BIN)/uv || { $(PY) -m venv .venv && $(PIP) install $(PIP_ARGS) uv; }
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --python $(BIN)/python \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra scale --universal --python-version 3.10 --python $(BIN)/python \
 	    --no-python-downloads --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## remove .venv, builds and caches; results/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA
+help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA EXTRAS
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10

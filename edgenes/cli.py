@@ -5,21 +5,24 @@
 # %% ../nbs/19_cli.ipynb #5e51002
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .app import register
 from .core import EdgenesError, require, short
+from .pipeline import Reader, lacking
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
 from .records import Records
 from .report import EXPERIMENTS, build, experiment, published_figures, statements
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'run', 'report', 'bench', 'seed_list', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'scaling', 'seed_list',
+           'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51004
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -37,19 +40,21 @@ def run(profile: ProfileName = "demo",
         results: Results = None,
         experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
         set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
+        accelerate: Annotated[bool, typer.Option("--accelerate", help="compiled networks; on a GPU also bf16 and CUDA graphs: other rounding, so runs of their own")] = False,
         notebooks: Annotated[bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")] = True,
+        tables: Annotated[bool, typer.Option(help="build tables, figures and report afterwards")] = True,
         ) -> None:
     "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
-    changes = dict(change.partition("=")[::2] for change in set_ or [])
+    changes = dict(change.partition("=")[::2] for change in set_ or []) | ({"accelerate": "1"} if accelerate else {})
     chosen = get_profile(profile, **changes)
     shop = open_shop(chosen, results, data, device)
     chosen_seeds = seed_list(seeds or str(chosen.seeds))
     plans = [plan for name in experiments.split(",") for seed in chosen_seeds for plan in experiment(name.strip()).plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
-    show(Path(shop.results))
-    if notebooks: execute_notebooks(profile, Path(shop.results), device)
+    if tables: show(Path(shop.results))
+    if notebooks: execute_notebooks({"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
 
-# %% ../nbs/19_cli.ipynb #5e51004b
+# %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
 def report(profile: ProfileName = "demo", results: Results = None) -> None:
     "Rebuilds tables, figures and report.html from the records; needs neither data nor training."
@@ -69,7 +74,38 @@ def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: f
 
 register(app)
 
-# %% ../nbs/19_cli.ipynb #5e51005
+# %% ../nbs/19_cli.ipynb #5e51007
+def missing(profile: str, results: Path | None = None, seeds: str | None = None, experiments: str = ",".join(EXPERIMENTS)) -> dict[tuple[str, int], list[str]]:
+    "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
+    chosen = get_profile(profile)
+    shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
+    names = [name.strip() for name in experiments.split(",")]
+    return lacking(shop, {(name, seed): experiment(name).plans(shop, seed) for name in names for seed in seed_list(seeds or str(chosen.seeds))})
+
+@app.command(epilog="Example: edgenes status cpu --seeds 3")
+def status(profile: ProfileName = "demo",
+           seeds: Annotated[str | None, typer.Option(help="as in run; default: the profile's")] = None,
+           results: Results = None,
+           experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
+           ) -> None:
+    "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
+    lacks = missing(profile, results, seeds, experiments)
+    for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {runs[0]}" + (f" and {len(runs) - 1} more" if runs[1:] else ""))
+    typer.echo(f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing")
+
+# %% ../nbs/19_cli.ipynb #5e51009
+@app.command(epilog="Example: edgenes scaling cpu, and on an idle machine: edgenes scaling demo --measure")
+def scaling(profile: ProfileName = "cpu", results: Results = None,
+            measure: Annotated[bool, typer.Option(help="run T2 of one seed with 1, 2 and 4 workers instead, and keep how long it took")] = False,
+            ) -> None:
+    "Writes results/scaling: the time that the grid would take on 1 to 512 workers, simulated from the records of PROFILE at seed 0."
+    from edgenes import scaling as found
+    folder = project_root() / "results" / "scaling"
+    if measure: found.write_measured(folder, found.measured(profile))
+    else: found.write_tables(folder, found.simulated(profile, results or project_root() / "results" / profile))
+    typer.echo(f"wrote {folder}")
+
+# %% ../nbs/19_cli.ipynb #5e51010
 def seed_list(text: str) -> list[int]:
     "3 means 0, 1, 2; 0,4,5 means these, and 3, the seed 3 alone. `EdgenesError` for anything else."
     parts = [part.strip() for part in text.split(",")]
@@ -86,27 +122,31 @@ def show(folder: Path) -> None:
     for line in statements(Records(folder), published): typer.echo(line)
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
-# %% ../nbs/19_cli.ipynb #5e51005b
-def execute_notebooks(profile: str, folder: Path, device: str) -> None:
+# %% ../nbs/19_cli.ipynb #5e51012
+def execute_notebooks(parameters: dict[str, Any], folder: Path, data: Path | None = None) -> None:
     "Runs the experiment notebooks through papermill into <results>/notebooks; does nothing outside the project's checkout."
     try: import papermill
     except ImportError: return
+    if data: os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
     for notebook in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")):
         if notebook.stem == "benchmark": continue  # it times the machine, which has to be idle: see `bench`
         target = folder / "notebooks" / notebook.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        given = {"profile": profile, "device": device, "results": str(folder.resolve())}
-        try: papermill.execute_notebook(str(notebook), str(target), given, progress_bar=False, log_output=False)
+        try: papermill.execute_notebook(str(notebook), str(target), parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False)
         except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
         typer.echo(f"executed {notebook.name}")
 
-# %% ../nbs/19_cli.ipynb #5e51005c
+# %% ../nbs/19_cli.ipynb #5e51014
+STOPPED = "stopped; start again to go on from here"
+
 def main() -> None:
     "Entry point: errors of the user end in one line and exit code 2."
     if len(sys.argv) == 1: sys.argv.append("--help")
-    try: sys.exit(app(standalone_mode=False) or 0)
+    try:
+        if (code := app(standalone_mode=False) or 0) != 130: sys.exit(code)
+        message = STOPPED  # 130 is typer's word for Ctrl-C
     except EdgenesError as error: message = str(error)
-    except (KeyboardInterrupt, typer.Abort): message = "stopped; start again to go on from here"
+    except (KeyboardInterrupt, typer.Abort): message = STOPPED
     except Exception as error:  # typer brings its own copy of click's usage errors: they are known by this method
         if not hasattr(error, "format_message"): raise
         message = error.format_message().split("\n")[0] or "nothing to do: see edgenes --help"

@@ -11,15 +11,18 @@ import os
 import re
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from numbers import Integral, Number
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 # %% auto #0
-__all__ = ['EdgenesError', 'Diverged', 'require', 'short', 'whole', 'pick_device', 'compute_seconds', 'derive_seed', 'stream',
-           'write_atomic', 'write_json', 'read_json', 'content_hash']
+__all__ = ['EdgenesError', 'Diverged', 'require', 'short', 'whole', 'pick_device', 'accelerated', 'compute_seconds',
+           'derive_seed', 'stream', 'write_atomic', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
@@ -60,14 +63,35 @@ def pick_device(name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
         require(count > int(name[5:] or 0), f"device {name} asked for, but {count} GPUs are available: use --device cpu, or auto")
     return torch.device(name)
 
-# %% ../nbs/00_core.ipynb #29d2011
+def accelerated(forward: Callable[..., Any],  # a network's forward pass
+                device: torch.device,         # where it runs
+                on: bool = True,              # False: `forward` itself
+                backend: Any = "inductor",    # of `torch.compile`
+                ) -> Callable[..., Any]:      # the same pass, results in float32
+    "The forward pass compiled; on a GPU also in bf16 by autocast, its launches replayed as CUDA graphs. What does not compile runs as it is, after a warning."
+    if not on: return forward
+    cuda = device.type == "cuda"
+    routes = [torch.compile(forward, dynamic=False, backend=backend, mode="reduce-overhead" if cuda and backend == "inductor" else None), forward]
+
+    def call(*args: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            try: result = routes[0](*args)
+            except Exception as error:  # of the compiler, or of the network: the second route tells
+                if len(routes) == 1: raise
+                del routes[0]
+                result = routes[0](*args)
+                warnings.warn(f"acceleration is off: the network does not compile ({type(error).__name__})", stacklevel=2)
+        return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, result)
+    return call
+
+# %% ../nbs/00_core.ipynb #29d2014
 def compute_seconds(device: torch.device) -> float:
     "A clock for differences: processor seconds of this process on a CPU, wall seconds on a GPU."
     if device.type != "cuda": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/00_core.ipynb #29d2014
+# %% ../nbs/00_core.ipynb #29d2017
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings
     "A 63-bit seed that depends on the key alone, on every machine. `EdgenesError` for a part that is neither a whole number below 2^63 nor a string."
     parts = [part if isinstance(part, str) else whole(part, "a seed", -2**63) for part in key]  # numpy's whole numbers count as Python's
@@ -80,7 +104,7 @@ def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
     "A generator seeded by its key alone."
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
-# %% ../nbs/00_core.ipynb #29d2017
+# %% ../nbs/00_core.ipynb #29d2020
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
     "Writes a file, and its folder, in one step: afterwards it is the new content or, after `EdgenesError` (no right, disk full), what was there before."
     path, temporary = Path(path), None
@@ -99,7 +123,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
         raise EdgenesError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose a folder that can be written, or free space") from error
     return path
 
-# %% ../nbs/00_core.ipynb #29d2018
+# %% ../nbs/00_core.ipynb #29d2021
 def write_json(path: str | Path, content: Any) -> Path:
     "Writes JSON atomically, keys sorted; not-a-number is refused with `EdgenesError`."
     try: text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False)

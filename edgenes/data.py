@@ -141,6 +141,7 @@ def assemble(name: str, class_names: tuple[str, ...], splits: dict[str, Split], 
     splits = {k: Split(downscale_images(s.images, downscale).contiguous(), s.labels) for k, s in splits.items()}
     content = {k: [list(s.images.shape), *(hashlib.sha256(t.numpy().tobytes()).hexdigest() for t in (s.images, s.labels))] for k, s in splits.items()}
     mean, std = channel_statistics(splits["train"].images)
+    splits = {k: Split(s.images.contiguous(memory_format=torch.channels_last), s.labels) for k, s in splits.items()}  # as networks read them
     return Data(name, class_names, **splits, indices={k: v.tolist() for k, v in indices.items()}, mean=mean, std=std,
                 fingerprint=content_hash([list(class_names), content]))
 
@@ -215,7 +216,7 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
         except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
     return np.stack(images)
 
-# %% ../nbs/01_data.ipynb #30a7022b
+# %% ../nbs/01_data.ipynb #30a7024
 def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
     "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
     names = [sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) for folder in folders]
@@ -230,7 +231,7 @@ def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
         splits.append(checked_split(images[start:end], labels, len(part), f"{folder.name} of {folder.parent}"))
     return tuple(names[0]), splits
 
-# %% ../nbs/01_data.ipynb #30a7024
+# %% ../nbs/01_data.ipynb #30a7026
 class _Plain(pickle.Unpickler):
     "Builds lists, strings and arrays of numbers, nothing else."
     def find_class(self, module: str, name: str) -> Any:
@@ -259,7 +260,7 @@ def read_torchvision(path: Path) -> Source:
                    for s, part in zip(sets, ("train", "test")))
     return names, train, test
 
-# %% ../nbs/01_data.ipynb #30a7024b
+# %% ../nbs/01_data.ipynb #30a7027
 def read_source(path: Path, download: bool = False) -> Source:
     "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
     require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
@@ -287,7 +288,7 @@ def read_part(path: Path, part: str) -> tuple[tuple[str, ...], Split]:
     names, *splits = read_source(path)
     return names, splits[part == "test"]
 
-# %% ../nbs/01_data.ipynb #30a7026
+# %% ../nbs/01_data.ipynb #30a7029
 def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the path of an .npz file or a folder
               folder: str | Path | None = None,  # of cifar100: where it is or shall be; an .npz file or a folder in any of the three forms
               *,
@@ -317,7 +318,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
     splits = {k: (official if k == "test" else train).take(v) for k, v in index.items()}
     return assemble(Path(str(source)).stem, names, splits, index, downscale).to(device)
 
-# %% ../nbs/01_data.ipynb #30a7036
+# %% ../nbs/01_data.ipynb #30a7039
 @dataclass(frozen=True)
 class Augment:
     "What is done to training pictures; the default is nothing."
@@ -329,7 +330,7 @@ class Augment:
         whole(self.pad, "pad", 0), whole(self.cutout, "cutout", 0)
         require(isinstance(self.flip, bool), f"flip must be true or false, not {self.flip!r}")
 
-# %% ../nbs/01_data.ipynb #30a7037
+# %% ../nbs/01_data.ipynb #30a7040
 def augment(x: torch.Tensor,             # (N, C, H, W), float
             aug: Augment,                # what to do
             generator: torch.Generator,  # on the CPU, so that a GPU sees the same numbers
@@ -341,7 +342,9 @@ def augment(x: torch.Tensor,             # (N, C, H, W), float
     out = x.permute(0, 2, 3, 1)  # N, H, W, C: a pixel's channels lie together
     if aug.flip: cols = torch.where(draw(2) == 1, cols.flip(1), cols)
     if aug.pad: out, rows, cols = F.pad(out, (0, 0, *[aug.pad] * 4)), rows + draw(2 * aug.pad + 1), cols + draw(2 * aug.pad + 1)
-    if aug.pad or aug.flip: out = out[torch.arange(n, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
+    if aug.pad or aug.flip:  # every pixel by its place in the batch: a row of C numbers
+        place = (torch.arange(n, device=x.device)[:, None] * out.shape[1] + rows)[:, :, None] * out.shape[2] + cols[:, None, :]
+        out = out.reshape(-1, out.shape[3]).index_select(0, place.flatten()).view(n, h, w, -1)
     if aug.cutout:
         inside = [(torch.arange(length, device=x.device) - draw(length) + aug.cutout // 2) for length in (h, w)]
         y, z = ((0 <= d) & (d < aug.cutout) for d in inside)
@@ -350,7 +353,7 @@ def augment(x: torch.Tensor,             # (N, C, H, W), float
 
 _augment = augment  # `batches` has a parameter of that name
 
-# %% ../nbs/01_data.ipynb #30a7042
+# %% ../nbs/01_data.ipynb #30a7045
 def batches(split: Split,                             # what to go through once
             data: Data,                               # whose statistics normalise it
             batch_size: int,                          # images; a smaller split is one batch
@@ -367,5 +370,5 @@ def batches(split: Split,                             # what to go through once
     order = (torch.randperm(n, generator=generator) if shuffle else torch.arange(n)).to(split.labels.device)
     for start in range(0, n - size + 1 if drop_last else n, size):
         index = order[start:start + size]
-        x = data.normalise(split.images[index])
+        x = data.normalise(split.images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2))
         yield (_augment(x, augment, generator) if augment is not None and generator is not None and random else x), split.labels[index]

@@ -32,7 +32,7 @@ def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: 
     if stride == 1: return F.conv2d(grad, weight.flip(2, 3), None, 1, dilation * half, dilation, x.shape[1])
     return _library_grad(grad, x, weight, stride, (half, half), (True, False))
 
-# %% ../nbs/03_operations.ipynb #3203005b
+# %% ../nbs/03_operations.ipynb #3203007
 Window = tuple[slice, Tensor, tuple[int, int]]  # columns of a kernel, the pixels they read, the zeros to add around those
 
 def _windows(x: Tensor, k: int, stride: int, size: tuple[int, int]) -> list[Window]:
@@ -59,7 +59,7 @@ def _sublattices(x: Tensor) -> Tensor:
     parts = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5)
     return parts.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)
 
-# %% ../nbs/03_operations.ipynb #3203007
+# %% ../nbs/03_operations.ipynb #3203009
 def _even(x: Tensor) -> Tensor:
     "An image with an odd height or width, padded by one zero at the end."
     h, w = x.shape[2] % 2, x.shape[3] % 2
@@ -86,7 +86,7 @@ def corners(x: Tensor,     # (N, C, H, W)
     "The pixels (0, 0), (0, 2), ... and, after them, (1, 1), (1, 3), ...; an odd image is padded by one zero."
     return _Corners.apply(x, offsets)
 
-# %% ../nbs/03_operations.ipynb #3203009
+# %% ../nbs/03_operations.ipynb #3203011
 class _Depthwise(torch.autograd.Function):
     "Depthwise convolutions of one image, side by side, whose backward pass uses identities 2 to 4."
     @staticmethod
@@ -112,10 +112,10 @@ class _Depthwise(torch.autograd.Function):
             grad_weight = parts[0] if ctx.fan == 1 else torch.cat(parts)
         return grad_x, grad_weight, None, None
 
-# %% ../nbs/03_operations.ipynb #3203010
+# %% ../nbs/03_operations.ipynb #3203012
 def by_library(x: Tensor) -> bool:
-    "Whether the library's own routes are taken: away from the CPU, and while `torch.export` traces a network."
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
+    "Whether the library's own routes are taken: away from the CPU, while a network is traced (`torch.export`, `torch.compile`), and under autocast."
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 SMALL = 2**15  # below so many numbers a call costs more than its work: one wide convolution, above it one a set of kernels
 
@@ -136,7 +136,7 @@ def depthwise(x: Tensor,         # (N, C, H, W)
     if not by_library(x): return _Depthwise.apply(x.contiguous(memory_format=torch.channels_last), weight, stride, dilation)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
-# %% ../nbs/03_operations.ipynb #3203014
+# %% ../nbs/03_operations.ipynb #3203016
 def _blocks(x: Tensor, groups: int) -> Tensor:
     "A dense channels_last (N, groups * C, H, W) as (groups, N * H * W, C), without a copy."
     c = x.shape[1] // groups
@@ -158,7 +158,7 @@ def _product(x: Tensor, matrices: Tensor) -> Tensor:
     torch.bmm(_blocks(x, groups), matrices, out=_blocks(out, groups))
     return out
 
-# %% ../nbs/03_operations.ipynb #3203015
+# %% ../nbs/03_operations.ipynb #3203017
 class _Pointwise(torch.autograd.Function):
     "A grouped 1x1 convolution as a batch of matrix products (identity 6)."
     @staticmethod
@@ -189,7 +189,7 @@ def pointwise(x: Tensor,       # (N, groups * A, H, W)
     if by_library(x): return F.conv2d(x, weight, groups=groups)
     return _Pointwise.apply(_channels_last(x), weight, groups)
 
-# %% ../nbs/03_operations.ipynb #3203018
+# %% ../nbs/03_operations.ipynb #3203020
 def average_pool(x: Tensor,       # (N, C, H, W)
                  stride: int = 1,
                  ) -> Tensor:     # (N, C, ceil(H / stride), ceil(W / stride))
@@ -216,7 +216,7 @@ def dense(x: Tensor) -> Tensor:
     "x itself, but its gradient is made dense with the channels last: that of a concatenation is a slice, for which libraries take slow routes."
     return _Dense.apply(x)
 
-# %% ../nbs/03_operations.ipynb #3203021
+# %% ../nbs/03_operations.ipynb #3203023
 def norm(channels: int, affine: bool = True) -> nn.BatchNorm2d:
     "BN as retraining (`affine`, with running statistics) or as the search (neither) uses it."
     return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
@@ -245,7 +245,7 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(pointwise(corners(F.relu(x) if self.relu else x), corner_weight(self.even.weight[..., 0, 0], self.odd.weight[..., 0, 0])))
 
-# %% ../nbs/03_operations.ipynb #3203022
+# %% ../nbs/03_operations.ipynb #3203024
 class Depthwise(nn.Conv2d):
     "A depthwise convolution layer that computes through `depthwise`."
     def __init__(self, channels: int, k: int, stride: int = 1, dilation: int = 1):
@@ -265,7 +265,7 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return average_pool(x, self.stride)
 
-# %% ../nbs/03_operations.ipynb #3203022b
+# %% ../nbs/03_operations.ipynb #3203026
 def _separable(channels: int, k: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     return [nn.ReLU(), Depthwise(channels, k, stride, dilation), nn.Conv2d(channels, channels, 1, bias=False), norm(channels, affine)]
 

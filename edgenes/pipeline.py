@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
 
-from .core import EdgenesError, pick_device, whole
+from .core import EdgenesError, pick_device, read_json, whole
 from .genotype import Genotype
 from .profiles import Shop
 from .tasks import Member, Task, hypernetwork_of, optimum_of, run_task, space_of
 
 # %% auto #0
-__all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'run']
+__all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'run', 'Reader', 'lacking']
 
 # %% ../nbs/17_pipeline.ipynb #7fb9005
 Record = dict[str, Any]
@@ -93,7 +97,7 @@ def run(shop: Shop,
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
     if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: " + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
 
-# %% ../nbs/17_pipeline.ipynb #7fb9008b
+# %% ../nbs/17_pipeline.ipynb #7fb9010
 def _run_here(state: Progress, workers: int, told: Callable[..., None]) -> None:
     while todo := state.missing():
         told()
@@ -102,9 +106,18 @@ def _run_here(state: Progress, workers: int, told: Callable[..., None]) -> None:
         told(todo[0])
     told()
 
+# %% ../nbs/17_pipeline.ipynb #7fb9012
+def _end_with_parent() -> None:
+    "Ends this worker when the process that started it is no more, however that ended."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
 def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> None:
     running: dict[Future, Task] = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as executor:
         try:
             while (todo := [t for t in state.missing() if t not in running.values()]) or running:
                 told()
@@ -115,6 +128,19 @@ def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> N
                     except EdgenesError as error: state.failed[task] = error
                     told(task)
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before: child.kill()  # a run that is stopped goes on from its checkpoint
             raise
     told()
+
+# %% ../nbs/17_pipeline.ipynb #7fb9014
+class Reader(Shop):
+    "A shop that reads records alone: the data are known by the fingerprint that the folder's profile.json names."
+    @property
+    def data(self) -> Any:
+        path = Path(self.results) / "profile.json"
+        return SimpleNamespace(fingerprint=read_json(path).get("data") if path.is_file() else None)
+
+def lacking(shop: Shop, plans: dict[Any, list[Plan]]) -> dict[Any, list[str]]:
+    "For each group of plans the names of the records that it needs next and that are not there; finished groups are left out."
+    found = {key: [f"{t.kind}-{shop.records.key(t.inputs(shop))}" for t in Progress(shop, group).missing()] for key, group in plans.items()}
+    return {key: names for key, names in found.items() if names}

@@ -53,7 +53,7 @@ class Profile:
     @property
     def space(self) -> SearchSpace: return SearchSpace(inputs_per_node=self.inputs_per_node, cell_types=self.cell_types, operations=self.operations)
 
-# %% ../nbs/15_profiles.ipynb #5aaf005b
+# %% ../nbs/15_profiles.ipynb #5aaf007
 def _check(p: Profile) -> None:
     "`EdgenesError` for numbers that do not fit together."
     require(p.candidates <= 10_000, f"candidates is {short(p.candidates)}: give at most 10000")
@@ -62,7 +62,7 @@ def _check(p: Profile) -> None:
         require(getattr(p, name) >= p.members, f"{name} is {getattr(p, name)}: give at least members = {p.members}")
     require(1 <= p.curve_points <= min(p.darts.epochs, p.hyper.epochs), f"curve_points is {p.curve_points}: give 1 to the number of search epochs")
 
-# %% ../nbs/15_profiles.ipynb #5aaf006
+# %% ../nbs/15_profiles.ipynb #5aaf008
 _small = Augment(pad=1)
 _half = Augment(pad=2, flip=True)
 _step: dict[str, Any] = {"weight_lr": 0.1, "structure_lr": 0.1, "structure_betas": (0.5, 0.999)}  # for short searches
@@ -82,22 +82,23 @@ PROFILES = {p.name: p for p in (
     Profile("paper", "cifar100", SearchSettings(50), SearchSettings(150), RetrainSettings(50), val_images=5000, candidates=10, seeds=7,
             deep_pool=14, free_pool=16))}
 
-# %% ../nbs/15_profiles.ipynb #5aaf006b
+# %% ../nbs/15_profiles.ipynb #5aaf010
 def get_profile(name: str, /,
-                **changes: Any,  # fields to replace
+                **changes: Any,  # fields to replace; accelerate=1 is the switch of searches and retrainings
                 ) -> Profile:
     "A profile by name, with fields replaced. `EdgenesError` for an unknown profile or field, or a value of another kind."
     require(isinstance(name, str) and name in PROFILES, f"unknown profile {short(name)}: use one of {', '.join(PROFILES)}")
     profile, kinds = PROFILES[name], {"criterion": str, "source": str}
-    allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types", "operations")]
+    allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types", "operations")] + ["accelerate"]
     for key, value in changes.items():
         require(key in allowed, f"unknown parameter {short(key)}: use one of {', '.join(allowed)}")
         try: changes[key] = kinds.get(key, int)(value)
         except (TypeError, ValueError, OverflowError) as error: raise EdgenesError(f"parameter {key} is {short(value)}: give a whole number") from error
     require(changes.get("criterion", "nll") in ("nll", "accuracy"), "criterion: use nll or accuracy")
+    if changes.pop("accelerate", 0): profile = replace(profile, **{n: replace(getattr(profile, n), accelerate=True) for n in ("darts", "hyper", "retrain")})
     return replace(profile, **changes)
 
-# %% ../nbs/15_profiles.ipynb #5aaf009
+# %% ../nbs/15_profiles.ipynb #5aaf013
 @dataclass(frozen=True)
 class Shop:
     "Where tasks run: profile, folders, device."
@@ -121,7 +122,7 @@ def _load(p: Profile, folder: str | None, device: str) -> Data:
     sizes = {"train_images": p.train_images, "val_images": p.val_images, "test_images": p.test_images}
     return load_data(p.source, folder, downscale=p.downscale, device=device, **{k: v for k, v in sizes.items() if v is not None})
 
-# %% ../nbs/15_profiles.ipynb #5aaf010
+# %% ../nbs/15_profiles.ipynb #5aaf014
 def open_shop(profile: Profile,
               results: str | Path | None = None,      # default: results/<profile> of the project or the current folder
               data_folder: str | Path | None = None,  # default: the environment's EDGENES_DATA
@@ -133,7 +134,7 @@ def open_shop(profile: Profile,
     folder = Path(results) if results else project_root() / "results" / profile.name
     source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
     shop = Shop(profile, str(folder), source if profile.source != "digits" else None, device)
-    described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "data": shop.data.fingerprint, "seeds": None}
+    described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "retrain": profile.retrain.described(), "data": shop.data.fingerprint, "seeds": None}
     described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items() if (k, v) != ("operations", OPERATIONS)}
     path = folder / "profile.json"
     if not os.path.exists(path):  # False for a name that cannot be: writing it then says why

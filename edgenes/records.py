@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -92,7 +93,7 @@ def notebooks_hash() -> str | None:
     cells = [[p.name, [cell["source"] for cell in read_json(p)["cells"]]] for p in paths]
     return content_hash(cells) if cells else None
 
-# %% ../nbs/13_records.ipynb #9c0c011b
+# %% ../nbs/13_records.ipynb #9c0c013
 def _git(*arguments: str) -> str | None:
     try: done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError): return None
@@ -111,7 +112,7 @@ def provenance() -> dict[str, Any]:
             "versions": versions, "machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
-# %% ../nbs/13_records.ipynb #9c0c013
+# %% ../nbs/13_records.ipynb #9c0c015
 SCHEMA = 1  # of all records
 _METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float)
 _SHARED = range(257)  # more edges than any genotype keeps
@@ -138,38 +139,47 @@ def check_form(value: Any, form: Any, where: str) -> None:
         low, high = (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
         require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high), f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
 
-# %% ../nbs/13_records.ipynb #9c0c015
+# %% ../nbs/13_records.ipynb #9c0c018
+def _key(inputs: dict[str, Any]) -> str: return content_hash({"schema": SCHEMA, "inputs": inputs})
+
+@lru_cache(maxsize=4096)
+def _checked(path: Path, written: int, size: int) -> dict[str, Any]:
+    "See `Records.read`; `written` (ns) and `size` tell a file from the one that was there before."
+    record = read_json(path)
+    require(isinstance(record, dict) and record.get("schema") == SCHEMA,
+            f"{path} has schema {short(record.get('schema') if isinstance(record, dict) else None)}, this version reads {SCHEMA}: "
+            "delete the record, or use the version that wrote it")
+    try:
+        check_form(record, {"kind": str, "hash": str, **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {})}, "it")
+        body = {name: value for name, value in record.items() if name != "hash"}
+        require(content_hash(body) == record["hash"], "it was changed after it was written")
+        check_form(record, FORMS.get(record["kind"], {}), "it")
+    except EdgenesError as error: raise EdgenesError(f"{path} cannot be used, {error}: restore it, or delete the record and run again") from error
+    require(path.name == f"{record['kind']}-{_key(record['inputs'])}.json", f"{path} holds the record of another run: restore its name")
+    return record
+
+# %% ../nbs/13_records.ipynb #9c0c019
 class Records:
     "The records of one results folder: `runs/<kind>-<key>.json`, predictions in `cache/`, unfinished work in `work/`."
     def __init__(self, folder: str | Path): self.folder = Path(folder)
 
     def key(self, inputs: dict[str, Any]) -> str:
         "Content key of a run: depends on its inputs alone."
-        return content_hash({"schema": SCHEMA, "inputs": inputs})
+        return _key(inputs)
 
     def path(self, kind: str, inputs: dict[str, Any]) -> Path: return self.folder / "runs" / f"{kind}-{self.key(inputs)}.json"
 
     def read(self, path: Path) -> dict[str, Any]:
-        "A checked record. `EdgenesError` for another schema, missing fields or an edited file."
-        record = read_json(path)
-        require(isinstance(record, dict) and record.get("schema") == SCHEMA,
-                f"{path} has schema {short(record.get('schema') if isinstance(record, dict) else None)}, this version reads {SCHEMA}: "
-                "delete the record, or use the version that wrote it")
-        try:
-            check_form(record, {"kind": str, "hash": str, **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {})}, "it")
-            body = {name: value for name, value in record.items() if name != "hash"}
-            require(content_hash(body) == record["hash"], "it was changed after it was written")
-            check_form(record, FORMS.get(record["kind"], {}), "it")
-        except EdgenesError as error: raise EdgenesError(f"{path} cannot be used, {error}: restore it, or delete the record and run again") from error
-        require(path.name == f"{record['kind']}-{self.key(record['inputs'])}.json", f"{path} holds the record of another run: restore its name")
-        return record
+        "A checked record, not to be changed. `EdgenesError` for another schema, missing fields or an edited file."
+        found = path.stat() if os.path.isfile(path) else None  # False for a name that cannot be
+        return _checked(path, found.st_mtime_ns if found else 0, found.st_size if found else 0)
 
     def find(self, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
         "The record of a run, or None where it is not finished."
         path = self.path(kind, inputs)
         return self.read(path) if path.exists() else None
 
-# %% ../nbs/13_records.ipynb #9c0c016
+# %% ../nbs/13_records.ipynb #9c0c020
 def write_record(records: Records, kind: str, inputs: dict[str, Any], results: dict[str, Any], seconds: dict[str, float],
                  device: str = "cpu") -> dict[str, Any]:
     "Writes a record in one step; where another process was faster, its record stands."
@@ -186,7 +196,7 @@ def all_records(records: Records, kind: str) -> list[dict[str, Any]]:
     "All records of a kind, in the order of their names; the first bad one raises `EdgenesError`."
     return [records.read(path) for path in sorted((records.folder / "runs").glob(f"{kind}-*.json"))]
 
-# %% ../nbs/13_records.ipynb #9c0c016b
+# %% ../nbs/13_records.ipynb #9c0c022
 def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
     "Keeps the predictions of a run beside its record, as float16."
     import io

@@ -94,10 +94,11 @@ def save(records: Records, result: Result) -> list[Path]:
             buffer = io.BytesIO()
             with matplotlib.rc_context({"svg.hashsalt": name}):
                 fig.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            fig.set_layout_engine("none")  # the second format keeps the places of the first
             made.append(write_atomic(records.folder / "figures" / f"{name}.{kind}", buffer.getvalue()))
     return made
 
-# %% ../nbs/18_report.ipynb #aaa8012b
+# %% ../nbs/18_report.ipynb #aaa8014
 def published_figures(root: Path) -> dict[str, Any]:
     "The published numbers, where the project's results/published.json is at hand."
     path = root / "results" / "published.json"
@@ -110,7 +111,7 @@ def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     require(any(r.sources for r in found.values()), f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)")
     return found
 
-# %% ../nbs/18_report.ipynb #aaa8012c
+# %% ../nbs/18_report.ipynb #aaa8016
 def build(folder: str | Path,                         # results folder of a profile
           published: dict[str, Any] | None = None,    # content of published.json
           ) -> list[Path]:
@@ -127,7 +128,7 @@ def build(folder: str | Path,                         # results folder of a prof
     dial = import_module("edgenes.dial")
     return [*([write_atomic(records.folder / "dial.html", dial.page(dial.positions(records, min(seeds))))] if seeds else []), *made]
 
-# %% ../nbs/18_report.ipynb #aaa8015
+# %% ../nbs/18_report.ipynb #aaa8019
 _STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
           "td,th{padding:2px 8px;text-align:right;white-space:nowrap}figure{margin:1em 0}img{max-width:100%}figcaption,.source{font-size:13px;color:#555}")
 

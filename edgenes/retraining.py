@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Diverged, compute_seconds, derive_seed, require, stream, whole
+from .core import Diverged, accelerated, compute_seconds, derive_seed, require, stream, whole
 from .data import Augment, Data, Split, batches
 from .genotype import Genotype
 from .operations import ConvNorm, dense, mean_pixel, norm, operation, preprocess
@@ -84,7 +84,7 @@ class _Layers(nn.Module):
             self.cells = nn.ModuleList(cells)
             self.head = nn.Linear(c_previous, classes)
 
-# %% ../nbs/08_retraining.ipynb #6bf9006b
+# %% ../nbs/08_retraining.ipynb #6bf9008
 class DiscreteNetwork(_Layers):
     "The network of a genotype: (N, in_channels, H, W) normalised images to (N, classes) logits."
     def drop(self, y: Tensor) -> Tensor:
@@ -99,13 +99,13 @@ class DiscreteNetwork(_Layers):
         extra = None
         for layer, cell in enumerate(self.cells):
             output = cell(before, previous, self.drop)
+            if layer + 1 < len(self.cells): before, previous = previous, F.relu(output, inplace=True)
             if layer == self.head_at and self.training and hasattr(self, "auxiliary"): extra = self.auxiliary(output)
-            if layer + 1 < len(self.cells): before, previous = previous, F.relu(output)
         return self.head(mean_pixel(output)), extra
 
     def forward(self, x: Tensor) -> Tensor: return self.features(x)[0]
 
-# %% ../nbs/08_retraining.ipynb #6bf9012
+# %% ../nbs/08_retraining.ipynb #6bf9014
 @dataclass(frozen=True)
 class RetrainSettings:
     "Budgets and step sizes of a retraining; the defaults are the paper's."
@@ -122,11 +122,16 @@ class RetrainSettings:
     auxiliary: bool = False
     auxiliary_weight: float = 0.4
     augment: Augment = Augment(pad=4, flip=True)
+    accelerate: bool = False   # compiled; on a GPU also bf16 and CUDA graphs
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"): whole(getattr(self, name), name)
 
-# %% ../nbs/08_retraining.ipynb #6bf9012b
+    def described(self) -> dict[str, Any]:
+        "The settings as inputs of a record; without acceleration nothing is said of it, so that the keys of plain runs are those of always."
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("accelerate", False)}
+
+# %% ../nbs/08_retraining.ipynb #6bf9016
 def retrain(data: Data,
             genotype: Genotype,
             settings: RetrainSettings,
@@ -141,10 +146,10 @@ def retrain(data: Data,
     optimiser = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
     check_batch(min(s.batch_size, len(data.train)), (1, 1) if s.auxiliary else data.shape, s.layers)
     parts: dict[str, Any] = {"net": net, "optimiser": optimiser}
-    log = restore(checkpoint, parts)
+    log, forward = restore(checkpoint, parts), accelerated(net.features, device, s.accelerate)
     for epoch in range(len(log), s.epochs):
         start = compute_seconds(device)
-        loss = _epoch(net, optimiser, data, s, seed, epoch)
+        loss = _epoch(net, forward, optimiser, data, s, seed, epoch)
         if not math.isfinite(loss): raise Diverged(f"the retraining of {genotype.key} diverged in epoch {epoch} (loss is not finite): lower lr")
         log.append({"epoch": epoch, "train_loss_nats": loss, "seconds": compute_seconds(device) - start})
         if checkpoint is not None: checkpoint.save({name: part.state_dict() for name, part in parts.items()} | {"log": log})
@@ -152,15 +157,15 @@ def retrain(data: Data,
     if not all(w.isfinite().all() for w in net.state_dict().values()): raise Diverged(f"the retraining of {genotype.key} diverged in its last step (weights are not finite): lower lr")
     return net.eval(), log
 
-# %% ../nbs/08_retraining.ipynb #6bf9013
-def _epoch(net: DiscreteNetwork, optimiser: torch.optim.Optimizer, data: Data, s: RetrainSettings, seed: int, epoch: int) -> float:
+# %% ../nbs/08_retraining.ipynb #6bf9017
+def _epoch(net: DiscreteNetwork, forward: Callable[[Tensor], Any], optimiser: torch.optim.Optimizer, data: Data, s: RetrainSettings, seed: int, epoch: int) -> float:
     "One pass over the training split; returns the mean loss in nats."
     net.train()
     net.generator, net.drop_path = stream(seed, "drop path", epoch), s.drop_path * epoch / s.epochs
     for group in optimiser.param_groups: group["lr"] = anneal_cosine(s.lr, s.lr_end, epoch, s.epochs)
     total, steps = torch.zeros((), device=data.train.images.device), 0
     for x, y in batches(data.train, data, s.batch_size, stream(seed, "retraining", epoch), s.augment):
-        logits, extra = net.features(x)
+        logits, extra = forward(x)
         loss = F.cross_entropy(logits, y)
         total, steps = total + loss.detach(), steps + 1
         if extra is not None: loss = loss + s.auxiliary_weight * F.cross_entropy(extra, y)
@@ -170,7 +175,7 @@ def _epoch(net: DiscreteNetwork, optimiser: torch.optim.Optimizer, data: Data, s
         optimiser.step()
     return (total / steps).item()
 
-# %% ../nbs/08_retraining.ipynb #6bf9013b
+# %% ../nbs/08_retraining.ipynb #6bf9019
 class Normaliser(Protocol):
     "What brings uint8 images (N, C, H, W) to the numbers that a network reads; `Data` is one."
     def normalise(self, images: Tensor) -> Tensor: ...

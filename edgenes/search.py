@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Diverged, EdgenesError, compute_seconds, derive_seed, require, stream, whole
+from .core import Diverged, EdgenesError, accelerated, compute_seconds, derive_seed, require, stream, whole
 from .data import Augment, Data, batches
 from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
@@ -46,7 +46,7 @@ class _Steps:
     knot_lr: float = 0.03          # step of the knots, as a share of `structure_lr`
     structure_weight_decay: float = 1e-3
 
-# %% ../nbs/07_search.ipynb #9507005b
+# %% ../nbs/07_search.ipynb #9507007
 @dataclass(frozen=True)
 class SearchSettings(_Steps):
     "Budgets, step sizes and the objective of a search; the defaults are the paper's."
@@ -59,6 +59,7 @@ class SearchSettings(_Steps):
     sign: int = 1                  # -1: the objective as the slides print it
     relaxation: str = "faithful"   # softmax over every operation; "gumbel": drawn weights, "sampled": one drawn architecture (straight-through)
     printed: bool = False          # interpolate as the paper's equation 4 prints it, with jumps
+    accelerate: bool = False       # compiled, bf16, CUDA graphs: on a GPU (on a CPU the compiler takes minutes and is slower than the routes of `operations`)
     augment: Augment = Augment(pad=4, flip=True)
 
     def __post_init__(self) -> None:
@@ -70,9 +71,9 @@ class SearchSettings(_Steps):
 
     def described(self) -> dict[str, Any]:
         "The settings as inputs of a record; what is faithful goes without saying, so that the keys of faithful runs are those of always."
-        return {name: value for name, value in asdict(self).items() if (name, value) not in (("relaxation", "faithful"), ("printed", False))}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in (("relaxation", "faithful"), ("printed", False), ("accelerate", False))}
 
-# %% ../nbs/07_search.ipynb #9507007
+# %% ../nbs/07_search.ipynb #9507009
 Batch = tuple[Tensor, Tensor]  # normalised images (N, C, H, W), labels (N,)
 
 class VectorStructure(nn.Module):
@@ -83,12 +84,15 @@ class VectorStructure(nn.Module):
 
     def forward(self, lam: float | None = None) -> Tensor: return self.vector
 
-# %% ../nbs/07_search.ipynb #9507007b
+# %% ../nbs/07_search.ipynb #9507011
 class Bilevel:
     "A supernet and a structure, their optimisers, and the optimum that the regulariser compares with."
     def __init__(self, net: Supernet, structure: nn.Module, settings: SearchSettings, optimum: Genotype | None = None):
         self.net, self.structure, self.settings, self.optimum = net, structure, settings, optimum
         self.weights, self.parameters = list(net.parameters()), list(structure.parameters())
+        device = self.weights[0].device
+        # a drawn architecture is another graph in every step: compiling each would never end
+        self.forward = accelerated(net, device, settings.accelerate and device.type == "cuda" and settings.relaxation != "sampled")
         self.weight_optimiser = torch.optim.SGD(self.weights, settings.weight_lr, settings.momentum,
                                                 weight_decay=settings.weight_decay, foreach=True)
         groups = [{"params": [p], "lr": settings.structure_lr * (settings.knot_lr if name == "segments" else 1)}
@@ -104,9 +108,9 @@ class Bilevel:
             generator = torch.Generator(vector.device).manual_seed(noise)
             if relaxation == "gumbel": mix = gumbel_weights(space, vector, t, generator)
             else: mix, used = sampled_weights(space, vector, t, generator)
-        return F.cross_entropy(self.net(batch[0], mix, used), batch[1])
+        return F.cross_entropy(self.forward(batch[0], mix, used), batch[1])
 
-# %% ../nbs/07_search.ipynb #9507008
+# %% ../nbs/07_search.ipynb #9507012
 @dataclass(frozen=True)
 class Pull:
     "The regulariser C (lambda - <alpha*, GS(alpha)>)^2 of one step."
@@ -127,7 +131,7 @@ def objective(b: Bilevel, batch: Batch, pull: Pull) -> tuple[Tensor, Tensor, Ten
     distance = (lams - smoothed_shared_edges(b.optimum, vectors, pull.t, generator)).square().mean()
     return loss + b.settings.sign * pull.c * distance, loss, distance
 
-# %% ../nbs/07_search.ipynb #9507008b
+# %% ../nbs/07_search.ipynb #9507014
 def structure_step(b: Bilevel, validation: Batch, train: Batch, pull: Pull) -> tuple[Tensor, Tensor]:
     "One Adam step of the structure; returns (validation loss, squared distance)."
     if b.settings.order == 1:
@@ -150,7 +154,7 @@ def weight_step(b: Bilevel, train: Batch, pull: Pull = Pull()) -> Tensor:
     b.weight_optimiser.step()
     return loss.detach()
 
-# %% ../nbs/07_search.ipynb #9507009
+# %% ../nbs/07_search.ipynb #9507015
 def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, reach: float = 0.01) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     "Gradients of the structure through one step of the weights; returns (gradients, validation loss, squared distance)."
     s, group = b.settings, b.weight_optimiser.param_groups[0]
@@ -179,7 +183,7 @@ def unrolled_gradients(b: Bilevel, validation: Batch, train: Batch, pull: Pull, 
     curved = [group["lr"] * (p - q) / (2 * small) for p, q in zip(above, below)]
     return tuple(c if d is None else d - c for d, c in zip(direct, curved)), loss, distance
 
-# %% ../nbs/07_search.ipynb #9507014
+# %% ../nbs/07_search.ipynb #9507020
 def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int, epoch: int) -> dict[str, Any]:
     "One pass over both halves; returns the means of losses and regulariser, and a hypernetwork's active edges a step. `lam` None with a hypernetwork: lambda is drawn."
     s, chance = b.settings, stream(seed, "steps", epoch)
@@ -202,7 +206,7 @@ def run_epoch(b: Bilevel, data: Data, halves: Any, lam: float | None, seed: int,
     entry = {"epoch": epoch, "train_loss_nats": train_loss, "val_loss_nats": val_loss, "regulariser": distance, "c": c, "t": t, "weight_lr": lr}
     return entry | ({"active_edges": active} if isinstance(b.structure, Hypernetwork) else {})
 
-# %% ../nbs/07_search.ipynb #9507014b
+# %% ../nbs/07_search.ipynb #9507022
 def active_edges(b: Bilevel, lam: float | None) -> list[int]:
     "Places in alpha (flat) of the edges that the discrete architecture keeps in a step; the theorem counts them."
     with torch.no_grad(): vector = b.structure(lam).cpu()
@@ -221,7 +225,7 @@ def anneal_cosine(start: float, end: float, epoch: int, epochs: int) -> float:
     "Cosine schedule from `start` in the first epoch to `end` after the last."
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
-# %% ../nbs/07_search.ipynb #9507016
+# %% ../nbs/07_search.ipynb #9507024
 def lambda_grid(max_shared: int, step: float = 0.5) -> list[float]:
     "0, step, ..., Lambda."
     return [i * step for i in range(int(max_shared / step) + 1)]
@@ -240,7 +244,7 @@ def snapshot(structure: nn.Module, space: SearchSpace, optimum: Genotype | None)
         found["calibration"] = [[lam, g.shared_edges(optimum)] for lam, g in genotypes.items()]
     return found
 
-# %% ../nbs/07_search.ipynb #9507018
+# %% ../nbs/07_search.ipynb #9507026
 class Checkpoint(Protocol):
     "Where a training keeps its state: see the notebook on records."
     def load(self) -> dict[str, Any] | None: ...
@@ -265,7 +269,7 @@ def new_structure(space: SearchSpace, settings: SearchSettings, seed: int, hyper
     if not hypernetwork: return VectorStructure(space.size, stream(seed, "structure"))
     return Hypernetwork.of(space, settings.knots, settings.margin, stream(seed, "structure"), settings.printed)
 
-# %% ../nbs/07_search.ipynb #9507019
+# %% ../nbs/07_search.ipynb #9507027
 def search(data: Data,
            space: SearchSpace,
            settings: SearchSettings,
@@ -296,7 +300,7 @@ def search(data: Data,
         if progress is not None: progress(epoch + 1, settings.epochs)
     return SearchResult(structure, space, log, b.net)
 
-# %% ../nbs/07_search.ipynb #9507020
+# %% ../nbs/07_search.ipynb #9507028
 def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     "Running means of the weights; the step sizes stay those of the settings, whatever a file says."
     optimiser.load_state_dict({"state": saved["state"], "param_groups": optimiser.state_dict()["param_groups"]})

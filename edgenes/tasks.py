@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _inputs(task: Task, shop: Shop) -> dict[str, Any]:
         if task.kind == "darts": return shop.inputs(**common, index=task.index)
         space = space_of(p, task.variant).to_dict()
         return shop.inputs(**common | {"space": space, "optimum": edges} | ({"lambdas": screened_lambdas(p, task.seed)} if task.kind == "screening" else {}))
-    common = {"settings": asdict(p.retrain), "seed": task.seed}
+    common = {"settings": p.retrain.described(), "seed": task.seed}
     if task.kind == "evolution": return shop.inputs(**common, evaluations=p.free_pool, members=p.members)
     space = (task.genotype or task.pool[0][0]).space.to_dict()
     if task.kind == "retraining": return shop.inputs(**common | {"space": space, "genotype": edges})
@@ -154,7 +154,7 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
         checkpoint.remove()
     return record
 
-# %% ../nbs/16_tasks.ipynb #5dc9013b
+# %% ../nbs/16_tasks.ipynb #5dc9015
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     "Holds a lock in a folder; waits while another process holds it. The lock ends with the process, however it ends."
@@ -172,7 +172,7 @@ def claimed(folder: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/16_tasks.ipynb #5dc9015
+# %% ../nbs/16_tasks.ipynb #5dc9017
 def drawn_lambdas(profile: Profile, seed: int, skewed: bool = False) -> list[float]:
     "The N draws of lambda of a seed: U(0, Lambda), or with a density that grows as lambda^2."
     u = torch.rand(profile.candidates, generator=stream(seed, "lambda"))
@@ -190,7 +190,7 @@ def _run_search(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
     else: save_weights(shop.records, shop.records.key(task.inputs(shop)), found.net)
     return results, {"search": sum(entry["seconds"] for entry in found.log)}
 
-# %% ../nbs/16_tasks.ipynb #5dc9016
+# %% ../nbs/16_tasks.ipynb #5dc9018
 def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, data = shop.profile, shop.data
     trained = replace(task, kind="hypernetwork")
@@ -207,7 +207,7 @@ def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
     results = {"judged": [{"lambda": lam, "genotype": h.sample(lam).to_dict()["edges"], "val_loss_nats": judged[h.sample(lam)]} for lam in screened_lambdas(p, task.seed)]}
     return results, {"screening": compute_seconds(data.train.images.device) - start}
 
-# %% ../nbs/16_tasks.ipynb #5dc9016b
+# %% ../nbs/16_tasks.ipynb #5dc9020
 def _with_weights(net: nn.Module, trained: Task, shop: Shop, checkpoint: DiskCheckpoint) -> None:
     "Puts the weights of a finished run into a network. The cache is not part of a checkout: where they are missing, the run is made again, to the same bits."
     key = shop.records.key(trained.inputs(shop))
@@ -230,7 +230,7 @@ def inherited_loss(net: Supernet,       # with trained weights
             total += F.cross_entropy(net(data.normalise(x), mix, mix > 0), y, reduction="sum").item()
     return total / len(split)
 
-# %% ../nbs/16_tasks.ipynb #5dc9018
+# %% ../nbs/16_tasks.ipynb #5dc9022
 def _run_retraining(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     assert task.genotype is not None
     net, log = retrain(shop.data, task.genotype, shop.profile.retrain, task.seed, checkpoint)
@@ -248,7 +248,7 @@ def _kept(shop: Shop, key: str) -> dict[str, np.ndarray]:
     if found is None: raise EdgenesError(f"the predictions of retraining {key} are missing or damaged: run again")
     return found
 
-# %% ../nbs/16_tasks.ipynb #5dc9018b
+# %% ../nbs/16_tasks.ipynb #5dc9024
 def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, chance, labels = shop.profile, np.random.default_rng([task.seed, 20]), shop.data.val.labels.cpu().numpy()
     size = max(p.members + 1, p.free_pool // 2)
@@ -266,7 +266,7 @@ def _run_evolution(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
         probs.append(_kept(shop, shop.records.key(run.inputs(shop)))["val"].astype(np.float32))
     return {"pool": [[g.to_dict()["edges"], seed] for g, seed in seen]}, {}
 
-# %% ../nbs/16_tasks.ipynb #5dc9020
+# %% ../nbs/16_tasks.ipynb #5dc9026
 def _predictions(task: Task, shop: Shop) -> tuple[list[str], np.ndarray, np.ndarray]:
     "Keys of the retrainings of a pool, their validation and test predictions (M, N, K)."
     keys = [shop.records.key(run.inputs(shop)) for run in task.retrainings()]
@@ -292,7 +292,7 @@ def _run_system(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dic
                "test_scaled": {k: v for k, v in ensemble_metrics(scaled(test, temperature), true).items() if k in ("nll_nats", "brier", "ece")}}
     return results, seconds | {"total": sum(seconds.values())}
 
-# %% ../nbs/16_tasks.ipynb #5dc9020b
+# %% ../nbs/16_tasks.ipynb #5dc9028
 def _run_shift(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     p, data = shop.profile, shop.data
     nets, count, rows = [], p.shift_images or len(data.test), []

@@ -39,7 +39,7 @@ def read_settings():
 
 def requirements():
     settings = read_settings()
-    return [Requirement(r) for key in ("requirements", "dev_requirements") for r in settings[key].split()]
+    return [Requirement(r) for key in ("requirements", "dev_requirements", "scale_requirements") for r in settings[key].split()]
 
 
 def run(*command, cwd=ROOT):
@@ -111,10 +111,10 @@ def test_package_is_small():
     experiments = {name: lines.pop(name) for name in list(lines) if name.startswith("experiments/")}
     assert max(experiments.values()) < 170, experiments  # one table or figure each
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
-    assert lines.pop("benchmark.py") < 320  # measures the package, and is not used by it
+    assert lines.pop("benchmark.py") < 320 and lines.pop("scaling.py") < 140  # measure the package, and are not used by it
     assert lines.pop("fitting.py") < 210 and lines.pop("estimator.py") < 250 and lines.pop("app.py") < 120  # use the package
     assert max(lines.values()) < 380, lines  # one idea a module: what grows beyond is two
-    assert sum(lines.values()) < 3050, lines
+    assert sum(lines.values()) < 3150, lines
 
 
 def test_package_imports_by_name_and_only_what_it_requires():
@@ -233,6 +233,7 @@ def test_lock_pins_every_requirement_once(python, system):
             assert name not in version, f"{name} is pinned twice for Python {python}"
             version[name] = next(iter(pin.specifier)).version
     for requirement in requirements():
+        if requirement.marker and not requirement.marker.evaluate(where): continue
         name = canonicalize_name(requirement.name)
         assert name in version, f"run make lock: {name} has no pin for Python {python}"
         assert requirement.specifier.contains(version[name]), f"run make lock: {requirement}, pinned {version[name]}"

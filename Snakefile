@@ -1,0 +1,72 @@
+# The grid of experiments and seeds as the jobs of a cluster: one job an experiment and seed, then tables, figures and report.
+#
+#   snakemake --profile cluster/local --config profile=demo --dry-run      what is missing
+#   snakemake --profile cluster/slurm --config profile=paper data=/shared/cifar100
+#
+# A finished experiment and seed is one whose records are there (`edgenes status`): content decides, not the times of
+# files, so a checkout with records sends no job for them. Keys of --config: profile, seeds, experiments, results,
+# data, device; they mean what the options of `edgenes run` do. The results folder is one that all nodes see.
+import shlex
+import sys
+from pathlib import Path
+
+PROFILE = config.get("profile", "demo")
+RESULTS = Path(config.get("results", f"results/{PROFILE}"))
+GIVEN = {name: str(config[name]) for name in ("seeds", "experiments") if name in config}
+OPTIONS = shlex.join(f"--{name}={config[name]}" for name in ("data", "device") if name in config)
+PYTHON = shlex.quote(sys.executable)
+OURS = workflow.is_main_process  # a job reads this file again, and is told what to make
+
+
+def mark(pair):
+    """An empty file that says that a job of this start has ended; it is gone when the report is made."""
+    return f"{RESULTS}/work/done/{pair[0]}-{pair[1]}"
+
+
+LACKING, MARKS = {}, []
+if OURS:
+    from edgenes.cli import missing
+    from edgenes.core import EdgenesError
+
+    try: LACKING = missing(PROFILE, RESULTS, **GIVEN)
+    except EdgenesError as error: raise WorkflowError(str(error))
+    for pair in LACKING: Path(mark(pair)).unlink(missing_ok=True)  # of a start that was killed; a record was deleted since
+    MARKS = [*map(mark, LACKING), *map(str, sorted(RESULTS.glob("work/done/*")))]  # the latter: killed before its report
+
+
+def before(wildcards):
+    """A job waits for the first one that asks for the same run, rather than hold a GPU until that run is finished."""
+    pair = wildcards.experiment, int(wildcards.seed)
+    first = next((other for other in LACKING if not set(LACKING[other]).isdisjoint(LACKING.get(pair, ()))), pair)
+    return [] if first == pair else mark(first)
+
+
+wildcard_constraints:
+    experiment="[a-z]+",
+    seed="[0-9]+",
+
+
+rule all:
+    input:
+        MARKS,  # asked for here as well: files that are removed later do not make a rule run that only reads them
+        f"{RESULTS}/report.html",
+
+
+rule report:
+    input:
+        MARKS,
+    output:
+        update(f"{RESULTS}/report.html"),
+    shell:
+        f"{PYTHON} -m edgenes report {shlex.quote(PROFILE)} --results {shlex.quote(str(RESULTS))}"
+
+
+rule run:
+    input:
+        before,
+    output:
+        temp(touch(mark(("{experiment}", "{seed}")))),
+    threads: 1
+    shell:
+        f"{PYTHON} -m edgenes run {shlex.quote(PROFILE)} --experiments {{wildcards.experiment}} --seeds {{wildcards.seed}},"
+        f" --results {shlex.quote(str(RESULTS))} --workers 1 --no-tables --no-notebooks {OPTIONS}"
