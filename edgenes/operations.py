@@ -40,6 +40,7 @@ def _windows(x: Tensor, k: int, stride: int, size: tuple[int, int]) -> list[Wind
     half, found = k // 2, []
     if k <= 3: return [(slice(0, k), x, (half, half))]
     reach = [stride * (out - 1) - (have - 1) for out, have in zip(size, x.shape[2:])]  # of the last output's middle beyond the image
+    if max((k - 1) // 3 * 3 - half, half - 2 - reach[1]) > x.shape[3]: return [(slice(0, k), x, (half, half))]  # columns that never meet the image
     low = x.shape[2] < 2 * k  # there the library is slow unless it is given the zeros above and below
     rows = (half, reach[0] + half) if low else (0, 0)
     for first in range(0, k, 3):
