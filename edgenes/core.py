@@ -63,6 +63,7 @@ def pick_device(name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
         require(count > int(name[5:] or 0), f"device {name} asked for, but {count} GPUs are available: use --device cpu, or auto")
     return torch.device(name)
 
+# %% ../nbs/00_core.ipynb #29d2011
 def accelerated(forward: Callable[..., Any],  # a network's forward pass
                 device: torch.device,         # where it runs
                 on: bool = True,              # False: `forward` itself
@@ -84,14 +85,14 @@ def accelerated(forward: Callable[..., Any],  # a network's forward pass
         return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, result)
     return call
 
-# %% ../nbs/00_core.ipynb #29d2014
+# %% ../nbs/00_core.ipynb #29d2015
 def compute_seconds(device: torch.device) -> float:
     "A clock for differences: processor seconds of this process on a CPU, wall seconds on a GPU."
     if device.type != "cuda": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/00_core.ipynb #29d2017
+# %% ../nbs/00_core.ipynb #29d2018
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings
     "A 63-bit seed that depends on the key alone, on every machine. `EdgenesError` for a part that is neither a whole number below 2^63 nor a string."
     parts = [part if isinstance(part, str) else whole(part, "a seed", -2**63) for part in key]  # numpy's whole numbers count as Python's
@@ -104,7 +105,7 @@ def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
     "A generator seeded by its key alone."
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
-# %% ../nbs/00_core.ipynb #29d2020
+# %% ../nbs/00_core.ipynb #29d2021
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
     "Writes a file, and its folder, in one step: afterwards it is the new content or, after `EdgenesError` (no right, disk full), what was there before."
     path, temporary = Path(path), None
@@ -123,7 +124,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
         raise EdgenesError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose a folder that can be written, or free space") from error
     return path
 
-# %% ../nbs/00_core.ipynb #29d2021
+# %% ../nbs/00_core.ipynb #29d2022
 def write_json(path: str | Path, content: Any) -> Path:
     "Writes JSON atomically, keys sorted; not-a-number is refused with `EdgenesError`."
     try: text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False)

@@ -51,7 +51,7 @@ def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
     require(len(classes) > 1, f"labels name too few classes, {classes}: give images of two or more")
     return classes, codes.astype(np.int64)
 
-# %% ../nbs/23_estimator.ipynb #6332f01
+# %% ../nbs/23_estimator.ipynb #6332007
 def to_split(images: Any, codes: np.ndarray | None, classes: int, where: str) -> Split:
     "Images (N, H, W, C) or (N, H, W) as a checked `Split`; without codes, as one for prediction."
     try: pixels = np.asarray(images)
@@ -72,7 +72,7 @@ def labelled(images: Any,       # (N, H, W, C) or (N, H, W), uint8; or the path 
     classes, codes = encode(labels)
     return to_split(images, codes, len(classes), part), classes
 
-# %% ../nbs/23_estimator.ipynb #6332f03
+# %% ../nbs/23_estimator.ipynb #6332009
 def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
     "Training and validation split of what `labelled` reads, and the classes; the test split is empty."
     split, classes = labelled(images, labels, "train")
@@ -81,7 +81,7 @@ def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
     index = draw_splits(codes, codes, val_images=min(math.ceil(n / 5), max(5000, math.ceil(n / sizes.min()))), seed=seed) | {"test": np.arange(0)}
     return assemble("images", tuple(map(str, classes)), {k: split.take(v) for k, v in index.items()}, index), classes
 
-# %% ../nbs/23_estimator.ipynb #6332010
+# %% ../nbs/23_estimator.ipynb #6332014
 def check_settings(m: Any) -> None:
     "`EdgenesError` for a parameter that `fit` cannot use."
     for name, low in (("members", 1), ("candidates", 1), ("seed", 0), ("search_steps", 1), ("epochs", 1)):
@@ -90,7 +90,7 @@ def check_settings(m: Any) -> None:
     require(m.criterion in ("nll", "accuracy"), f"criterion is {m.criterion!r}: use nll or accuracy")
     require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < float(m.time_budget) < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
 
-# %% ../nbs/23_estimator.ipynb #6332011
+# %% ../nbs/23_estimator.ipynb #6332016
 class Answers:
     "What is asked of a fitted ensemble: the methods of `EdgeNES` that need its members."
     members_: list[ImageNetwork]
@@ -119,7 +119,7 @@ class Answers:
         "Total, aleatoric and epistemic uncertainty, each (N,), in nats."
         return uncertainty(self.member_proba(X))
 
-# %% ../nbs/23_estimator.ipynb #6332f06
+# %% ../nbs/23_estimator.ipynb #6332018
 class Judged(Answers):
     "Metrics on labelled images, and architectures."
     hypernetwork_: Hypernetwork
@@ -138,7 +138,7 @@ class Judged(Answers):
         check_is_fitted(self, "members_")
         return self.hypernetwork_.sample(lam)
 
-# %% ../nbs/23_estimator.ipynb #6332f08
+# %% ../nbs/23_estimator.ipynb #6332020
 class Kept(Judged):
     "What goes to files and comes from them."
     def save(self, folder: str | Path) -> Path:
@@ -154,7 +154,7 @@ class Kept(Judged):
         "Writes the ensemble as one `torch.export` file: float images in [0, 1] (any N, C, H, W) to probabilities (N, K)."
         return export_ensemble(self, Path(path))
 
-# %% ../nbs/23_estimator.ipynb #6332f0a
+# %% ../nbs/23_estimator.ipynb #6332022
 class Parameters(ClassifierMixin, BaseEstimator):
     "What a fit is given, kept as it is: scikit-learn's `get_params`, `set_params` and `clone` read it from here."
     def __init__(self,
@@ -175,7 +175,7 @@ class Parameters(ClassifierMixin, BaseEstimator):
         self.members, self.candidates, self.seed, self.time_budget, self.search_steps, self.epochs = members, candidates, seed, time_budget, search_steps, epochs
         self.flip, self.criterion, self.relaxation, self.inputs_per_node, self.device, self.verbose = flip, criterion, relaxation, inputs_per_node, device, verbose
 
-# %% ../nbs/23_estimator.ipynb #6332f12
+# %% ../nbs/23_estimator.ipynb #6332024
 class EdgeNES(Kept, Parameters):
     """Ensemble of searched networks for images, with scikit-learn's interface.
 
@@ -196,14 +196,14 @@ class EdgeNES(Kept, Parameters):
         data, classes = to_data(X, y, self.seed)
         choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
         with Run(data := data.to(where), make_profile(data, self.seed, **choices), self.seed, self.time_budget, self.verbose, start) as run: found = run_method(run)
-        return self._put(classes, (*data.shape, data.channels), found)
+        return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
 
-    def _put(self, classes: np.ndarray, shape: tuple[int, ...], found: dict[str, Any]) -> EdgeNES:
+    def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:
         self.classes_, self.image_shape_, self.n_features_in_ = classes, shape, math.prod(shape)
         for name, value in found.items(): setattr(self, name, value)
         return self
 
-# %% ../nbs/23_estimator.ipynb #6332013
+# %% ../nbs/23_estimator.ipynb #6332026
 def picture(genotype: Genotype, other: Genotype | None = None, title: str | None = None, kind: str = "svg") -> bytes:
     "The cells of a genotype as an SVG or PNG file; edges that it shares with `other` are coloured."
     import matplotlib.pyplot as plt
@@ -219,7 +219,7 @@ def table(head: tuple[str, ...], rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in line) + " |" for line in lines)
 
-# %% ../nbs/23_estimator.ipynb #6332f0c
+# %% ../nbs/23_estimator.ipynb #6332028
 def card(m: Any) -> str:
     "The model card of a fitted estimator, in markdown."
     r, (h, w, c), names = m.report_, m.image_shape_, ", ".join(map(str, m.classes_[:20])) + (", ..." if len(m.classes_) > 20 else "")
@@ -240,7 +240,7 @@ def card(m: Any) -> str:
              f"N x {h} x {w} x {c}\nmodel.members_  # torch modules: float images in [0, 1], N x {c} x {h} x {w}, to logits\n```"]
     return "\n\n".join(parts) + "\n"
 
-# %% ../nbs/23_estimator.ipynb #6332014
+# %% ../nbs/23_estimator.ipynb #6332029
 FORMAT = 1  # of a saved folder
 
 def named_genotypes(m: Any) -> list[tuple[str, Genotype]]:
@@ -261,7 +261,7 @@ def save_ensemble(m: Any, folder: Path) -> Path:
     write_json(folder / "ensemble.json", body | {"hash": content_hash(body)})
     return folder
 
-# %% ../nbs/23_estimator.ipynb #6332f0e
+# %% ../nbs/23_estimator.ipynb #6332031
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the content of the files that it names, all as they were written."
     path, remedy = folder / "ensemble.json", "restore it, or save the ensemble again"
@@ -278,7 +278,7 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         require(hashlib.sha256(found[name]).hexdigest() == digest, f"{folder / name} is damaged, it is not what was saved: {remedy}")
     return manifest, found
 
-# %% ../nbs/23_estimator.ipynb #6332015
+# %% ../nbs/23_estimator.ipynb #6332032
 def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
     "Builds what `save_ensemble` wrote; `kind` is the class of the estimator."
     manifest, files = read_saved(folder)
@@ -300,7 +300,7 @@ def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
                            f"edgenes {manifest.get('version')}") from error
     return m._put(classes, shape, {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": genotypes, "members_": members, "report_": report})
 
-# %% ../nbs/23_estimator.ipynb #6332f10
+# %% ../nbs/23_estimator.ipynb #6332034
 def export_ensemble(m: Any, path: Path) -> Path:
     "Traces the ensemble, reads the file back, compares it with `predict_proba` on random pixels, and only then writes it."
     check_is_fitted(m, "members_")

@@ -112,7 +112,10 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> None:
     running: dict[Future, Task] = {}

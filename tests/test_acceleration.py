@@ -76,6 +76,11 @@ def test_the_switch_is_part_of_a_run_and_off_unless_asked_for():
         assert replace(on, darts=profile.darts, hyper=profile.hyper, retrain=profile.retrain) == profile == get_profile(name)
 
 
+def test_a_fault_of_the_network_is_not_hidden():
+    _, net, (x,) = next(problems())
+    with pytest.raises(RuntimeError, match="channels"): accelerated(net, CPU, backend="eager")(x[:, :2])
+
+
 def test_a_copied_network_is_left_alone():
     """Compiling adds nothing to a network that is saved or copied later."""
     _, net, arguments = next(problems())

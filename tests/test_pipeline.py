@@ -30,9 +30,11 @@ def results_of(folder: Path) -> dict:
 def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
     import papermill
     parameters = {"profile": "smoke", "seed": 1, "results": str(tmp_path / "r"), "workers": 1, "device": "cpu"}
+    if notebook.stem != "benchmark": parameters["changes"] = {"screened": 3}
     papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), parameters, progress_bar=False)
     assert list((tmp_path / "r" / "tables").glob("*.csv"))
     assert list((tmp_path / "r" / "runs").glob("*.json")) or notebook.stem == "space"
+    if notebook.stem != "benchmark": assert json.loads((tmp_path / "r" / "profile.json").read_text())["screened"] == 3
 
 
 def test_every_experiment_has_a_notebook_and_every_notebook_is_an_experiment():
