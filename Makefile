@@ -20,7 +20,7 @@ override EDGENES_DATA := $(if $(filter /%,$(EDGENES_DATA)),,$(CURDIR)/)$(EDGENES
 export EDGENES_DATA
 endif
 
-.PHONY: all test report readme venv lock clean help
+.PHONY: all test report readme site venv lock clean help
 
 all: $(READY) ## run the pipeline of PROFILE (demo, cpu or paper) into results/PROFILE/
 	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
@@ -31,12 +31,15 @@ report: $(READY) ## rebuild the tables, figures and report of PROFILE from its r
 # One thread a process: the tests are small, and threads of several processes would only wait for each other.
 test: export OMP_NUM_THREADS = 1
 test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
-	$(BIN)/ruff check edgenes tests setup.py
+	$(BIN)/ruff check edgenes tests docs setup.py
 	$(BIN)/nbdev-test --n-workers 1 --do-print --skip-folder-re '^([_.]|experiments$$)'
 	$(BIN)/python -m pytest
 
 readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README$${lang/_/.}.md; done
+
+site: $(READY) ## write all notebooks and reports as HTML with navigation and search into _site/, without running them
+	$(BIN)/python docs/build.py _site
 
 venv: $(READY) ## build .venv from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
 
@@ -54,7 +57,7 @@ lock: ## pin the requirements of settings.ini anew; present pins stay unless UPG
 	    --no-python-downloads --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## remove .venv, builds and caches; results/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf .venv _site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA EXTRAS
