@@ -42,6 +42,7 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
                 device=device, verbose=int(not quiet)).fit(folder)
     typer.echo(f"wrote {m.save(out)}: validation accuracy {m.report_['validation']['accuracy_percent']:.1f} %, see {out / 'README.md'}")
 
+# %% ../nbs/24_app.ipynb #0a87f01
 def predict(ensemble: Saved,
             pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
             out: Annotated[Path | None, typer.Option(help="CSV file; default: print it")] = None,
@@ -81,6 +82,7 @@ def sample(ensemble: Saved,
     typer.echo(genotype.to_json())
     typer.echo(f"shares {genotype.shared_edges(m.optimum_)} of {genotype.space.max_shared} edges with the optimum", err=True)
 
+# %% ../nbs/24_app.ipynb #0a87f03
 def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a folder that `edgenes fit` wrote")],
          out: Annotated[Path, typer.Option(help="picture (.svg or .png), of a folder: a folder for the pictures of all its genotypes")],
          kind: Annotated[str, typer.Option(help="of the pictures of a folder: svg or png")] = "svg",

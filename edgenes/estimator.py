@@ -34,8 +34,9 @@ from .metrics import Uncertainty, ensemble_metrics, uncertainty
 from .retraining import DiscreteNetwork, predict
 
 # %% auto #0
-__all__ = ['FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'EdgeNES', 'picture', 'table', 'card',
-           'named_genotypes', 'save_ensemble', 'read_saved', 'load_ensemble', 'export_ensemble']
+__all__ = ['FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'Answers', 'Judged', 'Kept', 'Parameters',
+           'EdgeNES', 'picture', 'table', 'card', 'named_genotypes', 'save_ensemble', 'read_saved', 'load_ensemble',
+           'export_ensemble']
 
 # %% ../nbs/23_estimator.ipynb #6332005
 def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +51,7 @@ def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
     require(len(classes) > 1, f"labels name too few classes, {classes}: give images of two or more")
     return classes, codes.astype(np.int64)
 
+# %% ../nbs/23_estimator.ipynb #6332f01
 def to_split(images: Any, codes: np.ndarray | None, classes: int, where: str) -> Split:
     "Images (N, H, W, C) or (N, H, W) as a checked `Split`; without codes, as one for prediction."
     try: pixels = np.asarray(images)
@@ -70,6 +72,7 @@ def labelled(images: Any,       # (N, H, W, C) or (N, H, W), uint8; or the path 
     classes, codes = encode(labels)
     return to_split(images, codes, len(classes), part), classes
 
+# %% ../nbs/23_estimator.ipynb #6332f03
 def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
     "Training and validation split of what `labelled` reads, and the classes; the test split is empty."
     split, classes = labelled(images, labels, "train")
@@ -88,50 +91,11 @@ def check_settings(m: Any) -> None:
     require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < float(m.time_budget) < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
 
 # %% ../nbs/23_estimator.ipynb #6332011
-class EdgeNES(ClassifierMixin, BaseEstimator):
-    """Ensemble of searched networks for images, with scikit-learn's interface.
-
-    Fitted: `members_` (modules: float images in [0, 1], N x C x H x W, to logits), `genotypes_` of the members, `optimum_` (alpha*), `hypernetwork_`,
-    `classes_`, `image_shape_` (H, W, C), `n_features_in_` = H * W * C, `report_` (budgets, validation metrics, calibration)."""
-    def __init__(self,
-                 members: int = 3,       # n, size of the ensemble
-                 candidates: int = 8,    # N, architectures that are retrained
-                 *,
-                 seed: int = 0,          # names every use of chance
-                 time_budget: float | None = None,   # seconds that `fit` takes; None: the next two say how much is done
-                 search_steps: int | None = None,    # steps of the search (the hypernetwork: twice as many); None: 300
-                 epochs: int | None = None,          # passes of a retraining; None: 8 to 40, by the number of images
-                 flip: bool = False,     # mirror training images left to right: for photographs, not for digits
-                 criterion: str = "nll",  # of the choice on validation images: "nll" or "accuracy"
-                 relaxation: str = "sampled",  # of the search: "sampled", or "faithful" (the paper's, several times slower)
-                 inputs_per_node: int = 1,     # edges that a node keeps: 1 (the paper), 2 (DARTS)
-                 device: str = "auto",   # "auto", "cpu", "cuda" or "cuda:N"
-                 verbose: int = 1,       # 0: silent, 1: a bar on stderr, 2: a line a phase as well
-                 ):
-        self.members, self.candidates, self.seed, self.time_budget, self.search_steps, self.epochs = members, candidates, seed, time_budget, search_steps, epochs
-        self.flip, self.criterion, self.relaxation, self.inputs_per_node, self.device, self.verbose = flip, criterion, relaxation, inputs_per_node, device, verbose
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.non_deterministic = False, self.time_budget is not None
-        return tags
-
-    def fit(self,
-            X: Any,         # N x H x W x C or N x H x W, uint8; or the path of a folder of pictures or an .npz file
-            y: Any = None,  # N labels; None with a path
-            ) -> EdgeNES:
-        "Searches, retrains and selects. `EdgenesError` for images, labels or parameters that cannot be used."
-        check_settings(self)
-        start, where = time.perf_counter(), pick_device(self.device)
-        data, classes = to_data(X, y, self.seed)
-        choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
-        with Run(data := data.to(where), make_profile(data, self.seed, **choices), self.seed, self.time_budget, self.verbose, start) as run: found = run_method(run)
-        return self._put(classes, (*data.shape, data.channels), found)
-
-    def _put(self, classes: np.ndarray, shape: tuple[int, ...], found: dict[str, Any]) -> EdgeNES:
-        self.classes_, self.image_shape_, self.n_features_in_ = classes, shape, math.prod(shape)
-        for name, value in found.items(): setattr(self, name, value)
-        return self
+class Answers:
+    "What is asked of a fitted ensemble: the methods of `EdgeNES` that need its members."
+    members_: list[ImageNetwork]
+    classes_: np.ndarray
+    image_shape_: tuple[int, int, int]
 
     def member_proba(self, X: Any) -> np.ndarray:
         "Probabilities of every member (n, N, K) for images as in `fit`. `EdgenesError` for images of another shape."
@@ -155,6 +119,11 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         "Total, aleatoric and epistemic uncertainty, each (N,), in nats."
         return uncertainty(self.member_proba(X))
 
+# %% ../nbs/23_estimator.ipynb #6332f06
+class Judged(Answers):
+    "Metrics on labelled images, and architectures."
+    hypernetwork_: Hypernetwork
+
     def evaluate(self, X: Any, y: Any = None) -> dict[str, float | int]:
         "`ensemble_metrics` on images and labels, or on the test set at a path. `EdgenesError` for labels that `fit` has not seen."
         split, classes = labelled(X, y, "test")
@@ -169,6 +138,9 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "members_")
         return self.hypernetwork_.sample(lam)
 
+# %% ../nbs/23_estimator.ipynb #6332f08
+class Kept(Judged):
+    "What goes to files and comes from them."
     def save(self, folder: str | Path) -> Path:
         "Writes weights, genotypes, pictures and a model card to a folder, each file whole or not at all."
         return save_ensemble(self, Path(folder))
@@ -181,6 +153,55 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     def export(self, path: str | Path) -> Path:
         "Writes the ensemble as one `torch.export` file: float images in [0, 1] (any N, C, H, W) to probabilities (N, K)."
         return export_ensemble(self, Path(path))
+
+# %% ../nbs/23_estimator.ipynb #6332f0a
+class Parameters(ClassifierMixin, BaseEstimator):
+    "What a fit is given, kept as it is: scikit-learn's `get_params`, `set_params` and `clone` read it from here."
+    def __init__(self,
+                 members: int = 3,       # n, size of the ensemble
+                 candidates: int = 8,    # N, architectures that are retrained
+                 *,
+                 seed: int = 0,          # names every use of chance
+                 time_budget: float | None = None,   # seconds that `fit` takes; None: the next two say how much is done
+                 search_steps: int | None = None,    # steps of the search (the hypernetwork: twice as many); None: 300
+                 epochs: int | None = None,          # passes of a retraining; None: 8 to 40, by the number of images
+                 flip: bool = False,     # mirror training images left to right: for photographs, not for digits
+                 criterion: str = "nll",  # of the choice on validation images: "nll" or "accuracy"
+                 relaxation: str = "sampled",  # of the search: "sampled", or "faithful" (the paper's, several times slower)
+                 inputs_per_node: int = 1,     # edges that a node keeps: 1 (the paper), 2 (DARTS)
+                 device: str = "auto",   # "auto", "cpu", "cuda" or "cuda:N"
+                 verbose: int = 1,       # 0: silent, 1: a bar on stderr, 2: a line a phase as well
+                 ):
+        self.members, self.candidates, self.seed, self.time_budget, self.search_steps, self.epochs = members, candidates, seed, time_budget, search_steps, epochs
+        self.flip, self.criterion, self.relaxation, self.inputs_per_node, self.device, self.verbose = flip, criterion, relaxation, inputs_per_node, device, verbose
+
+# %% ../nbs/23_estimator.ipynb #6332f12
+class EdgeNES(Kept, Parameters):
+    """Ensemble of searched networks for images, with scikit-learn's interface.
+
+    Fitted: `members_` (modules: float images in [0, 1], N x C x H x W, to logits), `genotypes_` of the members, `optimum_` (alpha*), `hypernetwork_`,
+    `classes_`, `image_shape_` (H, W, C), `n_features_in_` = H * W * C, `report_` (budgets, validation metrics, calibration)."""
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.non_deterministic = False, self.time_budget is not None
+        return tags
+
+    def fit(self,
+            X: Any,         # N x H x W x C or N x H x W, uint8; or the path of a folder of pictures or an .npz file
+            y: Any = None,  # N labels; None with a path
+            ) -> EdgeNES:
+        "Searches, retrains and selects. `EdgenesError` for images, labels or parameters that cannot be used."
+        check_settings(self)
+        start, where = time.perf_counter(), pick_device(self.device)
+        data, classes = to_data(X, y, self.seed)
+        choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
+        with Run(data := data.to(where), make_profile(data, self.seed, **choices), self.seed, self.time_budget, self.verbose, start) as run: found = run_method(run)
+        return self._put(classes, (*data.shape, data.channels), found)
+
+    def _put(self, classes: np.ndarray, shape: tuple[int, ...], found: dict[str, Any]) -> EdgeNES:
+        self.classes_, self.image_shape_, self.n_features_in_ = classes, shape, math.prod(shape)
+        for name, value in found.items(): setattr(self, name, value)
+        return self
 
 # %% ../nbs/23_estimator.ipynb #6332013
 def picture(genotype: Genotype, other: Genotype | None = None, title: str | None = None, kind: str = "svg") -> bytes:
@@ -198,6 +219,7 @@ def table(head: tuple[str, ...], rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in line) + " |" for line in lines)
 
+# %% ../nbs/23_estimator.ipynb #6332f0c
 def card(m: Any) -> str:
     "The model card of a fitted estimator, in markdown."
     r, (h, w, c), names = m.report_, m.image_shape_, ", ".join(map(str, m.classes_[:20])) + (", ..." if len(m.classes_) > 20 else "")
@@ -239,6 +261,7 @@ def save_ensemble(m: Any, folder: Path) -> Path:
     write_json(folder / "ensemble.json", body | {"hash": content_hash(body)})
     return folder
 
+# %% ../nbs/23_estimator.ipynb #6332f0e
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the content of the files that it names, all as they were written."
     path, remedy = folder / "ensemble.json", "restore it, or save the ensemble again"
@@ -277,6 +300,7 @@ def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
                            f"edgenes {manifest.get('version')}") from error
     return m._put(classes, shape, {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": genotypes, "members_": members, "report_": report})
 
+# %% ../nbs/23_estimator.ipynb #6332f10
 def export_ensemble(m: Any, path: Path) -> Path:
     "Traces the ensemble, reads the file back, compares it with `predict_proba` on random pixels, and only then writes it."
     check_is_fitted(m, "members_")

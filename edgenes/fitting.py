@@ -28,8 +28,8 @@ from .tasks import Member, drawn_lambdas
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch', 'watched', 'search_share',
-           'plan_search', 'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search',
-           'run_retraining', 'run_method']
+           'plan_search', 'measure', 'shorten', 'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run',
+           'run_search', 'train_candidate', 'run_retraining', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
 def search_settings(base: SearchSettings,  # everything but the budgets
@@ -52,6 +52,7 @@ def steps_a_pass(s: SearchSettings, data: Data) -> int:
     "Bilevel steps of an epoch."
     return max(1, min(s.images or len(data.train), len(data.train)) // 2 // s.batch_size)
 
+# %% ../nbs/22_fitting.ipynb #dd47f01
 def make_profile(data: Data,
                  seed: int,
                  search_steps: int | None = None,  # bilevel steps for alpha*, and half of those for the hypernetwork; None: 300
@@ -93,6 +94,7 @@ class Watch:
         "Mean wall time of an epoch, the first left out: it warms up."
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2) if len(self.times) > 2 else self.times[-1] - self.times[0]
 
+# %% ../nbs/22_fitting.ipynb #dd47f03
 def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> Any:
     "What `train(settings, watch)` returns, or what it has reached at the deadline."
     try: return train(settings, watch)
@@ -116,33 +118,48 @@ def plan_search(data: Data, profile: Profile, seed: int, seconds: float) -> Prof
     require(8 * step < seconds, f"time_budget is {seconds:g} s, but one search step takes {step:.2g} s on these images: give more seconds, or smaller images")
     return replace(profile, darts=search_settings(profile.darts, data, seed, min(1200, search_share(profile, seconds, step) * seconds / step)))
 
-def plan_retraining(data: Data,
-                    settings: RetrainSettings,
-                    candidates: Sequence[Member],
-                    least: int,      # candidates that are trained in any case
-                    seconds: float,  # for measuring and for training
-                    ) -> tuple[Data, RetrainSettings, list[float]]:  # with fewer images, with other passes; seconds of each candidate that is affordable
-    "As many candidates and passes as the seconds hold, by a measurement of each architecture."
-    costs: dict[str, tuple[float, float]] = {}  # seconds of a pass over the training images, and of the validation images
+# %% ../nbs/22_fitting.ipynb #dd47f05
+def measure(data: Data, settings: RetrainSettings, candidates: Sequence[Member],
+            seconds: float,  # that members have together; batches become smaller where it does not hold enough steps
+            least: int,      # members
+            ) -> tuple[RetrainSettings, list[tuple[float, float]]]:  # with smaller batches; seconds of a pass and of the validation images, of every candidate
+    "What each candidate costs, by a measurement of each architecture."
+    costs: dict[str, tuple[float, float]] = {}
     batch, started = min(settings.batch_size, len(data.train)), time.perf_counter()
     for genotype, _ in candidates:
         if genotype.key in costs: continue
         watch, few = Watch(), replace(data, train=data.train.take(range(batch)))
         net, _ = retrain(few, genotype, replace(settings, epochs=3), 0, progress=watch)
         if not costs and batch > 16 and seconds < LEAST_STEPS * least * watch.epoch_seconds:
-            return plan_retraining(data, replace(settings, batch_size=max(16, batch // 3)), candidates, least, seconds - (time.perf_counter() - started))
+            return measure(data, replace(settings, batch_size=max(16, batch // 3)), candidates, seconds - (time.perf_counter() - started), least)
         start = time.perf_counter()
         predict(net, few.train, data)
         costs[genotype.key] = watch.epoch_seconds * (len(data.train) // batch), (time.perf_counter() - start) * len(data.val) / batch
-    trains, looks = zip(*(costs[genotype.key] for genotype, _ in candidates))
+    return settings, [costs[genotype.key] for genotype, _ in candidates]
+
+# %% ../nbs/22_fitting.ipynb #dd47f07
+def shorten(data: Data, passes: float, batch: int) -> tuple[Data, int]:
+    "The data, with fewer training images where these fill the passes, and a whole number of passes, at least 1."
+    n, epochs = len(data.train), max(1, int(passes) if passes >= 10 else math.ceil(passes))
+    images = min(n, max(batch, round(n * passes / epochs)))
+    if images == n: return data, epochs
+    return replace(data, train=data.train.take(torch.randperm(n, generator=stream("part of the images"))[:images])), epochs
+
+def plan_retraining(data: Data,
+                    settings: RetrainSettings,
+                    candidates: Sequence[Member],
+                    least: int,      # candidates that are trained in any case
+                    seconds: float,  # for measuring and for training
+                    ) -> tuple[Data, RetrainSettings, list[float]]:  # with fewer images, with other passes; seconds of each candidate that is affordable
+    "As many candidates and passes as the seconds hold."
+    started = time.perf_counter()
+    settings, costs = measure(data, settings, candidates, seconds, least)
+    trains, looks = zip(*costs)
     left, keep = seconds - (time.perf_counter() - started), len(candidates)
     passes = [(left - sum(looks[:k])) / sum(trains[:k]) for k in range(1, keep + 1)]
     while keep > least and passes[keep - 1] < 2: keep -= 1
-    epochs = min(300, max(1, int(passes[keep - 1]) if passes[keep - 1] >= 10 else math.ceil(passes[keep - 1])))
-    images = round(len(data.train) * min(1.0, max(0.0, passes[keep - 1]) / epochs))
-    part = torch.randperm(len(data.train), generator=stream("part of the images"))[:max(images, batch)] if images < len(data.train) else None
-    return (data if part is None else replace(data, train=data.train.take(part)), replace(settings, epochs=epochs),
-            [epochs * (images / len(data.train)) * trains[j] + looks[j] for j in range(keep)])
+    part, epochs = shorten(data, max(0.0, passes[keep - 1]), min(settings.batch_size, len(data.train)))
+    return part, replace(settings, epochs=epochs), [epochs * len(part.train) / len(data.train) * trains[j] + looks[j] for j in range(keep)]
 
 # %% ../nbs/22_fitting.ipynb #dd47015
 class ImageNetwork(nn.Module):
@@ -197,6 +214,7 @@ class Run:
         self.spent[name] = what | {"seconds": round(time.perf_counter() - start, 3)}
         if self.verbose > 1: self.bar.write(f"{name}: {self.spent[name]}")
 
+# %% ../nbs/22_fitting.ipynb #dd47f09
 def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, cost: float, optimum: Genotype | None = None) -> tuple[Any, float]:
     "A search, or the training of the hypernetwork; returns its result and the seconds of a step."
     each, watch = steps_a_pass(settings, run.data), Watch(deadline, run.bar, cost)
@@ -205,25 +223,41 @@ def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, c
     return found, watch.epoch_seconds / each
 
 # %% ../nbs/22_fitting.ipynb #dd47017
+def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Member,
+                    seconds: float,  # that it may take; inf: as many passes as the settings say
+                    cost: float,     # on the bar
+                    ) -> tuple[DiscreteNetwork, int]:  # the network, and its passes
+    "One candidate. Within seconds, its first pass is timed, and as many follow as fit."
+    (genotype, seed), begun = member, time.perf_counter()
+    watch = Watch(begun + 1.1 * seconds, run.bar, cost)
+    if seconds < math.inf:
+        retrain(data, genotype, replace(settings, epochs=1), seed, watch)
+        watch.times.append(time.perf_counter())
+        more = (begun + seconds - watch.times[-1]) / watch.epoch_seconds
+        data, epochs = shorten(data, more, min(settings.batch_size, len(data.train))) if more > 0.1 else (data, 0)
+        settings = replace(settings, epochs=1 + epochs)
+    net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)
+    return net, len(log)
+
+# %% ../nbs/22_fitting.ipynb #dd47f0c
 def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
     "The trained candidates and their validation probabilities (M, N, K); fewer than there are where the time budget ends."
-    data, settings, least, seconds = run.data, run.profile.retrain, run.profile.members, [0.0] * len(candidates)
-    start, slow = time.perf_counter(), 1.0
-    if run.seconds is not None: data, settings, seconds = plan_retraining(data, settings, candidates, least, run.until(0.99) - start)
+    data, settings, least, expected = run.data, run.profile.retrain, run.profile.members, [1.0] * len(candidates)
+    start, look, slow = time.perf_counter(), 0.0, 0.0
+    if run.seconds is not None: data, settings, expected = plan_retraining(data, settings, candidates, least, run.until(0.99) - start)
     nets: list[ImageNetwork] = []
     probs: list[Tensor] = []
     passes: list[int] = []
-    for j, ((genotype, seed), expected) in enumerate(zip(candidates, seconds)):
+    for j, member in enumerate(candidates[:len(expected)]):
         begun = time.perf_counter()
-        if j >= least and begun + slow * expected > run.until(1.05): break
-        run.next(f"candidate {j + 1} of {len(seconds)}", *[cost] * (len(seconds) - j))
-        share = expected / sum(seconds[j:]) if expected else 1.0
-        watch = Watch(begun + 1.1 * share * (run.until(1.0) - begun), run.bar, cost)
-        net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)  # noqa: B023
-        passes.append(len(log))
+        if j >= least and begun + slow * expected[j] / settings.epochs + look > run.until(1.05): break  # not even one pass
+        run.next(f"candidate {j + 1} of {len(expected)}", *[cost] * (len(expected) - j))
+        net, epochs = train_candidate(run, data, settings, member, expected[j] / sum(expected[j:]) * (run.until(0.99) - begun) - look, cost)
+        trained = time.perf_counter()
+        passes.append(epochs)
         nets.append(ImageNetwork(net, data.mean, data.std).to(memory_format=torch.channels_last))
         probs.append(predict(nets[-1], data.val, Pixels()))
-        if expected: slow = max(1.0, (time.perf_counter() - begun) / expected)
+        look, slow = time.perf_counter() - trained, (trained - begun) * settings.epochs / (epochs * expected[j])
     run.note("retraining", start, candidates=len(nets), epochs=min(passes), images=len(data.train))
     return nets, torch.stack(probs)
 

@@ -1,11 +1,13 @@
 """The estimator on tiny budgets: files, clocks, shapes, and on images what scikit-learn checks on tables."""
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 
-from edgenes import EdgeNES
+from edgenes import EdgeNES, estimator, fitting
 from edgenes.core import EdgenesError
 from edgenes.data import load_data
 from edgenes.fitting import Run, make_profile, run_retraining
@@ -110,11 +112,15 @@ def test_export_is_read_back_and_equal(model, tmp_path):
         with torch.no_grad(): assert np.allclose(module(x).numpy(), model.predict_proba(IMAGES[:n]), atol=1e-5)
 
 
-def test_time_budget_is_kept():
-    start = time.perf_counter()
+@pytest.mark.parametrize("clock", [time.process_time, time.perf_counter])
+def test_time_budget_is_kept(clock, monkeypatch):
+    """Within a tenth in both directions: by the seconds of the process, and by those on the wall where the machine is not busy with something else."""
+    if clock is time.perf_counter and os.getloadavg()[0] > os.cpu_count(): pytest.skip("other programs take the processors, the wall would measure them")
+    for module in (fitting, estimator): monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    start = clock()
     m = EdgeNES(members=2, candidates=4, time_budget=15, verbose=0).fit(IMAGES, LABELS)
-    seconds = time.perf_counter() - start
-    assert 12 <= seconds <= 16.5, m.report_["spent"]  # never more than a tenth over; a machine that gets faster on the way leaves some
+    seconds = clock() - start
+    assert 13.5 <= seconds <= 16.5, (seconds, m.report_["spent"])
 
 
 def test_one_architecture_twice_gives_two_networks():
