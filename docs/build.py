@@ -177,8 +177,8 @@ def finish(page: Page) -> None:
     for level in soup.find_all(["h2", "h3"]):
         link = level.find("a", class_="anchor-link")
         name = level.get_text().removesuffix("#").strip()
-        if not level.get("id"): level["id"] = re.sub(r"\W+", "-", name)
-        if link: link["aria-label"] = f"link to {name}"
+        level["id"] = unquote(level.get("id") or re.sub(r"\W+", "-", name))
+        if link: link["href"], link["aria-label"] = f"#{quote(level['id'])}", f"link to {name}"
         if level.name == "h2": page.contents.append((level["id"], name))
     for table in soup.find_all("table"):
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "table"}))
