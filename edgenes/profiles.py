@@ -72,7 +72,7 @@ PROFILES = {p.name: p for p in (
             deep_pool=3, free_pool=3, screened=2, curve_points=2, shift_images=20),
     Profile("demo", "digits", SearchSettings(12, None, 32, 4, **_step, augment=_small),
             SearchSettings(24, None, 32, 4, **_step, augment=_small),
-            RetrainSettings(12, 64, 8, lr=0.1, augment=_small), candidates=6, seeds=2, deep_pool=8, free_pool=10, screened=12, curve_points=3),
+            RetrainSettings(12, 64, 8, lr=0.1, augment=_small), candidates=6, seeds=1, deep_pool=8, free_pool=10, screened=12, curve_points=3),
     Profile("cpu", "cifar100", SearchSettings(5, 2560, 16, 8, **_step, augment=_half),
             SearchSettings(8, 2560, 16, 8, **_step, augment=_half),
             RetrainSettings(3, 48, 8, lr=0.1, augment=_half), 2, 12000, 5000, candidates=6, seeds=5, deep_pool=10, free_pool=13, shift_images=2000),
