@@ -26,8 +26,8 @@ from .report import EXPERIMENTS, experiment
 from .tasks import Task, genotype_of
 
 # %% auto #0
-__all__ = ['Steps', 'Jobs', 'walked', 'cost', 'graph', 'repeated', 'pooled', 'in_jobs', 'simulated', 'measured', 'write_tables',
-           'write_measured']
+__all__ = ['Steps', 'Jobs', 'Ready', 'walked', 'cost', 'graph', 'repeated', 'pooled', 'in_jobs', 'simulated', 'measured',
+           'write_tables', 'write_measured']
 
 # %% ../nbs/25_scaling.ipynb #18af005
 class _Nothing(Records):
@@ -84,13 +84,13 @@ def repeated(jobs: Jobs, seconds: dict[str, float], seeds: int) -> tuple[Jobs, d
             {f"{name}@{s}": value for name, value in seconds.items() for s in range(seeds)})
 
 # %% ../nbs/25_scaling.ipynb #18af008
+Ready = list[tuple[int, int, str]]  # (plan, place in its step, run)
+
 def pooled(plans: list[Steps], seconds: dict[str, float], workers: int) -> tuple[float, list[str]]:
     "(seconds until all plans are finished, the runs that the last one waited for in turn)."
     at, left, done, asked = [0] * len(plans), [0] * len(plans), set(), set()
-    ready: list[tuple[int, int, str]] = []
-    running: list[tuple[float, str]] = []
-    cause: dict[str, str] = {}
-    waits, now, last = defaultdict(list), 0.0, ""
+    ready, cause, waits, now, last = Ready(), dict[str, str](), defaultdict(list), 0.0, ""
+    running = list[tuple[float, str]]()
 
     def ask(plan: int) -> None:
         while at[plan] < len(plans[plan]):
@@ -122,8 +122,7 @@ def in_jobs(jobs: Jobs, seconds: dict[str, float], workers: int) -> float:
     runs = {job: list(dict.fromkeys(name for steps in plans for step in steps for name in step)) for job, plans in jobs.items() if any(plans)}
     first = {job: {name for steps in jobs[job] for name in steps[0]} for job in runs}
     after = {job: next(other for other in runs if first[other] & first[job]) for job in runs}
-    ends: dict[str, float] = {}
-    running: list[tuple[float, str, int]] = []
+    ends, running = dict[str, float](), list[tuple[float, str, int]]()
     waiting, finished, now = list(runs), set(), 0.0
     while waiting or running:
         for job in [job for job in waiting if after[job] == job or after[job] in finished][: workers - len(running)]:
