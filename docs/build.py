@@ -123,14 +123,10 @@ def pictures(cell: NotebookNode, code: str, said: list[str]) -> None:
     for output, below in zip(cell.outputs, [*cell.outputs[1:], NotebookNode()]):
         data = output.get("data", {})
         caption = re.fullmatch(r"\*(?:(\w+)\. )?(.+)\*", "".join(below.get("data", {}).get("text/markdown", "")).strip(), re.S)
-        if "image/png" not in data and data.get("text/plain", "").startswith("<Figure size"):  # shown without a picture: the committed one
-            name = caption[1] if caption else (re.search(r'figures\["(\w+)"\]', code) or [None, None])[1]
-            if name and (ROOT / FIGURES / f"{name}.png").exists():
-                text = json.loads((ROOT / FIGURES / f"{name}.json").read_text(encoding="utf-8"))["caption"]
-                data.clear()
-                data["text/html"] = f'<figure><img src="{os.path.relpath(FIGURES, "nbs/experiments")}/{name}.png" alt="{escape(text)}"></figure>'
         if "image/png" in data:
-            text = said[number] if number < len(said) else caption[2] if caption else None
+            name = (re.search(r'figures\["(\w+)"\]', code) or [None, None])[1]  # of an experiment: its caption is kept beside the committed figure
+            kept = ROOT / FIGURES / f"{name}.json"
+            text = said[number] if number < len(said) else caption[2] if caption else json.loads(kept.read_text(encoding="utf-8"))["caption"] if kept.exists() else None
             number += 1
             if text: output.setdefault("metadata", {}).setdefault("image/png", {})["alt"] = text
 

@@ -132,7 +132,8 @@ def execute_notebooks(parameters: dict[str, Any], folder: Path, data: Path | Non
         if notebook.stem == "benchmark": continue  # it times the machine, which has to be idle: see `bench`
         target = folder / "notebooks" / notebook.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try: papermill.execute_notebook(str(notebook), str(target), parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False)
+        try: papermill.execute_notebook(str(notebook), str(target), parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
+                                         extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
         except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
         typer.echo(f"executed {notebook.name}")
 

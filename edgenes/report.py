@@ -25,8 +25,8 @@ from .records import Records, all_records
 from .statistics import summary
 
 # %% auto #0
-__all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'accuracy_of', 'systems_of', 'frame_of', 'Result', 'experiment', 'figure', 'save',
-           'published_figures', 'results', 'build', 'statements']
+__all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'accuracy_of', 'systems_of', 'frame_of', 'Result', 'experiment', 'Picture',
+           'figure', 'save', 'published_figures', 'results', 'build', 'statements']
 
 # %% ../nbs/18_report.ipynb #aaa8007
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement")
@@ -74,10 +74,17 @@ def experiment(name: str) -> Any:
     require(name in EXPERIMENTS, f"unknown experiment {name!r}: use one of {', '.join(EXPERIMENTS)}")
     return import_module(f"edgenes.experiments.{name}")
 
+class Picture(Figure):
+    "A figure that a notebook shows as a picture, whatever backend is at hand."
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
 def figure(rows: int = 1, columns: int = 1, width: float = 5.0, height: float = 3.4, **options: Any) -> tuple[Figure, Any]:
     "A figure and its axes, in the one style of this project: seaborn's whitegrid, colours that colour-blind readers can tell apart."
     with sns.axes_style("whitegrid"), sns.color_palette("colorblind"), matplotlib.rc_context({"axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8}):
-        fig = Figure(figsize=(width * columns, height * rows), dpi=90, layout="constrained")
+        fig = Picture(figsize=(width * columns, height * rows), dpi=90, layout="constrained")
         return fig, fig.subplots(rows, columns, **options)
 
 # %% ../nbs/18_report.ipynb #aaa8012

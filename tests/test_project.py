@@ -173,6 +173,9 @@ def test_no_output_shows_an_error_or_a_warning():
         for i, cell in enumerate(nb.cells):
             for output in cell.get("outputs", []):
                 stderr = output.text if output.get("name") == "stderr" else ""
+                data = output.get("data", {})
+                if data.get("text/plain", "").startswith("<Figure") and "image/png" not in data:
+                    problems.append(f"{name_of(path)}: cell {i} shows the name of a figure, not the figure")
                 if output.output_type == "error":
                     problems.append(f"{name_of(path)}: cell {i} ends in {output.ename}")
                 if "Warning" in stderr or (stderr and path not in executed):

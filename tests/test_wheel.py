@@ -96,7 +96,7 @@ def test_estimator_fits(environment, tmp_path):
 
 def test_commands(environment, tmp_path):
     edgenes = environment.parent / "edgenes"
-    for command in ((), ("fit",), ("run",), ("report",), ("bench",)):
+    for command in ((), ("fit",)):
         done = call(edgenes, *command, "--help", folder=tmp_path)
         assert done.returncode == 0 and "Usage" in done.stdout, done
     done = call(edgenes, "run", "smoke", "--experiments", "control", "--workers", "1", "--results", "r", folder=tmp_path)

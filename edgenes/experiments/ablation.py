@@ -22,7 +22,7 @@ from ..tasks import Task, genotype_of
 # %% auto #0
 __all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'rules', 'ablation_figure', 'result']
 
-# %% ../../nbs/experiments/ablation.ipynb #e6de004b
+# %% ../../nbs/experiments/ablation.ipynb #e6de006
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
 CHANGES = {"as described": "", "printed sign": "printed sign", "printed interpolation": "printed interpolation", "no margin": "no margin", "gumbel forward": "gumbel forward", "two inputs": "two inputs"}
 RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accuracy"), ("forward", "nll"), ("beam", "nll"))
@@ -38,7 +38,7 @@ def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
     pool = tuple((genotype_of(edges, shop.profile.space), s) for edges, s in record["inputs"]["pool"])
     return (yield from ensemble(shop, Task("system", seed, experiment="selection", system=f"{rule}, {criterion}", pool=pool, keep=shop.profile.members, rule=rule, criterion=criterion)))
 
-# %% ../../nbs/experiments/ablation.ipynb #e6de005
+# %% ../../nbs/experiments/ablation.ipynb #e6de007
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     "Calibration of every variant's hypernetworks, as shares of Lambda."
     rows = []
@@ -67,7 +67,7 @@ def rules(records: Records) -> pd.DataFrame:
     rows = found.groupby("system")[["val_accuracy_percent", "accuracy_percent", "gap", "val_nll_nats", "nll_nats"]].mean().reset_index(names="rule")
     return rows.assign(n=found["seed"].nunique())
 
-# %% ../../nbs/experiments/ablation.ipynb #e6de006
+# %% ../../nbs/experiments/ablation.ipynb #e6de008
 def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     "Shared edges against lambda for every variant, as shares of Lambda; lines are seeds."
     fig, axes = figure(1, len(CHANGES), 2.1, 2.5, sharey=True)
@@ -80,7 +80,7 @@ def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     axes[0].set_ylabel("shared edges / Lambda")
     return fig
 
-# %% ../../nbs/experiments/ablation.ipynb #e6de006b
+# %% ../../nbs/experiments/ablation.ipynb #e6de010
 def result(records: Records, published: dict) -> Result | None:
     "The ablations and the selection rules."
     found = frame_of(systems_of(records, "ablation"))
@@ -90,8 +90,8 @@ def result(records: Records, published: dict) -> Result | None:
     rows, n = table(found, controlled), found["seed"].nunique()
     tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {})
     by = rows.set_index("variant")
-    said = [f"With n = {n} seed{'s' if n > 1 else ''}, the mean calibration error as a share of Lambda is " + ", ".join(f"{by.loc[v, 'calibration_error_share']:.2f} ({v})" for v in by.index) + ".",
-            "The mean accuracy of the networks is " + ", ".join(f"{by.loc[v, 'accuracy_percent']:.1f} % ({v})" for v in by.index) + "."]
+    said = ["The mean calibration error as a share of Lambda is " + ", ".join(f"{r['calibration_error_share']:.2f} ({v}, n = {int(r['n'])})" for v, r in by.iterrows()) + ".",
+            "The mean accuracy of the networks is " + ", ".join(f"{r['accuracy_percent']:.1f} % ({v})" for v, r in by.iterrows()) + "; over seeds that differ where n does."]
     wide = found.groupby(["seed", "system"])["accuracy_percent"].mean().unstack().dropna()
     if len(wide) > 1 and "as described" in wide and wide.shape[1] > 1:
         tables["ablation_tests"] = compared = paired_tests(wide, "as described").reset_index(names="variant")
@@ -103,5 +103,5 @@ def result(records: Records, published: dict) -> Result | None:
         said.append(f"The gap between validation and test accuracy is {c.loc['exhaustive, accuracy', 'gap']:+.2f} points for exhaustive selection by accuracy and {c.loc['forward, nll', 'gap']:+.2f} for forward selection by NLL; "
                     f"their test accuracies are {c.loc['exhaustive, accuracy', 'accuracy_percent']:.1f} and {c.loc['forward, nll', 'accuracy_percent']:.1f} %.")
     sources = systems_of(records, "ablation") + systems_of(records, "selection") + [r for found in trained.values() for r in found]
-    caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n} seed{'s' if n > 1 else ''}."
+    caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n} seed{'s' if n > 1 else ''} at most."
     return Result(said, tables, {"ablation": (ablation_figure(trained), caption)}, sources)

@@ -48,7 +48,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         rows.append({"schedule": name, "lambda": lam} | accuracy_of(part["accuracy_percent"]) | {"shared_edges": part["shared_edges"].mean()})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/annealing.ipynb #2dff005b
+# %% ../../nbs/experiments/annealing.ipynb #2dff007
 def result(records: Records, published: dict) -> Result | None:
     "T3, the control of each schedule, and tests on the mean over lambda."
     found = frame_of(systems_of(records, "annealing"))

@@ -22,7 +22,7 @@ from ..statistics import calibration_error, spearman, summary
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'hypernetworks', 'calibration', 'table', 'control_figure', 'learning_figure', 'result']
 
-# %% ../../nbs/experiments/control.ipynb #9ffa004b
+# %% ../../nbs/experiments/control.ipynb #9ffa006
 TITLE = "F3: lambda against the number of shared edges"
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
@@ -42,7 +42,7 @@ def table(found: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([{"seed": seed, "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
                           "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)} for seed, part in calibration(found).groupby("seed")])
 
-# %% ../../nbs/experiments/control.ipynb #9ffa005
+# %% ../../nbs/experiments/control.ipynb #9ffa007
 def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
     "Every seed a line, the ideal, and the points read off the paper's figure."
     fig, ax = figure(width=6.4, height=3.8)
@@ -57,7 +57,7 @@ def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/control.ipynb #9ffa005b
+# %% ../../nbs/experiments/control.ipynb #9ffa009
 def learning_figure(found: list[dict]) -> Figure:
     "The regulariser and the calibration error, epoch by epoch."
     rows = [{"seed": r["inputs"]["seed"], "epoch": e["epoch"] + 1, "regulariser (edges²)": e["regulariser"],
@@ -70,7 +70,7 @@ def learning_figure(found: list[dict]) -> Figure:
     axes[1].legend(fontsize=7, frameon=False)
     return fig
 
-# %% ../../nbs/experiments/control.ipynb #9ffa005c
+# %% ../../nbs/experiments/control.ipynb #9ffa011
 def result(records: Records, published: dict) -> Result | None:
     "F3, how it is learned, and what they say."
     found = hypernetworks(records)

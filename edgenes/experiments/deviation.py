@@ -21,7 +21,7 @@ from ..tasks import Task
 __all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame', 'table', 'tests', 'mixed', 'deviation_figure',
            'result']
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90004b
+# %% ../../nbs/experiments/deviation.ipynb #9b90006
 TITLE = "T1: the hypernetwork against random deviation"
 KINDS = ("hypernetwork", "random deviation")
 
@@ -45,7 +45,7 @@ def network(shop: Shop, seed: int, experiment: str, name: str, lam: int, optimum
     point = (("lambda", lam), ("shared_edges", genotype.shared_edges(optimum)))
     return (yield from ensemble(shop, Task("system", seed, experiment=experiment, system=name, point=point, pool=seeded(seed, [genotype], [2 * lam]), search_seconds=seconds)))
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90005
+# %% ../../nbs/experiments/deviation.ipynb #9b90007
 def frame(records: Records) -> pd.DataFrame:
     "One row a network."
     return frame_of(systems_of(records, "deviation"))
@@ -73,7 +73,7 @@ def mixed(found: pd.DataFrame) -> pd.DataFrame | None:
     both = found[found["lambda"] < found["lambda"].max()]
     return mixed_model(both, "accuracy_percent", "system", "seed", "random deviation") if both["seed"].nunique() >= 3 else None
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90006
+# %% ../../nbs/experiments/deviation.ipynb #9b90008
 def deviation_figure(found: pd.DataFrame) -> Figure:
     "Accuracy against lambda, both kinds, every seed a mark; lines join means."
     fig, ax = figure(width=6.4, height=3.6)
@@ -86,7 +86,7 @@ def deviation_figure(found: pd.DataFrame) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/deviation.ipynb #9b90006b
+# %% ../../nbs/experiments/deviation.ipynb #9b90010
 def result(records: Records, published: dict) -> Result | None:
     "T1, its tests and figure."
     found = frame(records)

@@ -51,7 +51,7 @@ def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
         other.set(xlabel="lambda", title="paper, read off (wider networks)", ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
     return fig
 
-# %% ../../nbs/experiments/distance.ipynb #080d005b
+# %% ../../nbs/experiments/distance.ipynb #080d007
 def result(records: Records, published: dict) -> Result | None:
     "F4 and the slope behind it."
     found = deviation.frame(records)

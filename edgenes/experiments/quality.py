@@ -20,12 +20,12 @@ from ..pipeline import Plan, ensemble, searched, seeded, trained
 from ..profiles import Shop
 from ..records import Records
 from ..report import COSTS, METRICS, Result, accuracy_of, figure, frame_of, systems_of
-from ..statistics import paired_tests, smallest_difference, summary, tost
+from ..statistics import mixed_model, paired_tests, smallest_difference, summary, tost
 from ..tasks import Task, drawn_lambdas, genotype_of
 
 # %% auto #0
 __all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'MARGIN', 'plans', 'system', 'best_screened', 'frame', 'table',
-           'tests', 'cost_figure', 'seeds_figure', 'result', 'sentences']
+           'tests', 'cost_figure', 'seeds_figure', 'result', 'sentences', 'mixed_sentence']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9007
 SLIDES = ("DARTS", "Random", "DartsEns", "Random-NES", "EdgeNES")
@@ -66,7 +66,7 @@ def system(shop: Shop, seed: int, name: str) -> Plan:
     pool = best_screened(record["results"]["judged"], p.space, p.candidates, ceil(p.candidates / p.members))
     return (yield from of(seeded(seed, pool), seconds + record["seconds"]["screening"], **changes))
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9008b
+# %% ../../nbs/experiments/quality.ipynb #a7a9010
 def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Genotype]:
     "The `count` best draws of a screening, a genotype at most `copies` times; where these run out, the best ones again."
     ranked = [genotype_of(j["genotype"], space) for j in sorted(judged, key=lambda j: j["val_loss_nats"])]
@@ -78,7 +78,7 @@ def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Ge
     distinct = list(dict.fromkeys(ranked))
     return (taken + [distinct[i % len(distinct)] for i in range(count)])[:count]
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9011
+# %% ../../nbs/experiments/quality.ipynb #a7a9013
 TITLE = "T2: quality and cost of every system"
 MARGIN = 1.0  # percentage points of accuracy within which two systems count as equivalent; stated before the runs
 
@@ -97,7 +97,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
                                                        *(f"{c}_seconds" for c in COSTS))})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9011b
+# %% ../../nbs/experiments/quality.ipynb #a7a9015
 def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str = "EdgeNES") -> pd.DataFrame | None:
     "Paired comparisons with EdgeNES over the seeds that every system has; None for fewer than 2 of them."
     wide = found.pivot(index="seed", columns="system", values=metric).dropna()
@@ -112,7 +112,7 @@ def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str 
     rows.insert(1, "metric", metric)
     return rows
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9020
+# %% ../../nbs/experiments/quality.ipynb #a7a9024
 def cost_figure(found: pd.DataFrame) -> Figure:
     "Accuracy and NLL against total compute seconds: small dots are seeds, large ones means."
     fig, axes = figure(1, 2, 4.6, 3.9)
@@ -129,7 +129,7 @@ def cost_figure(found: pd.DataFrame) -> Figure:
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9020b
+# %% ../../nbs/experiments/quality.ipynb #a7a9026
 def seeds_figure(found: pd.DataFrame) -> Figure:
     "Every run: one dot a seed and system; the bar is the mean, the line its 95 % interval."
     fig, ax = figure(1, 1, 7.5, 0.32 * found["system"].nunique() + 1)
@@ -147,19 +147,20 @@ def seeds_figure(found: pd.DataFrame) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/quality.ipynb #35582769
+# %% ../../nbs/experiments/quality.ipynb #a7a9028
 def result(records: Records, published: dict) -> Result | None:
     "Tables T2 and its tests, two figures, and what they say."
     found = frame(records)
     if found.empty: return None
     n, quality = found["seed"].nunique(), table(found)
     tables = {"T2": quality} | {f"T2_tests_{m.split('_')[0]}": t for m in ("accuracy_percent", "nll_nats") if (t := tests(found, m)) is not None}
+    if n >= 3 and "EdgeNES" in set(found["system"]): tables["T2_mixed"] = mixed_model(found.assign(system=found["system"].astype(str)), "accuracy_percent", "system", "seed", "EdgeNES")
     note = f"n = {n} seed{'s' if n > 1 else ''}"
     figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are seeds, large ones means; {note}."),
                "T2_seeds": (seeds_figure(found), f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.")}
     return Result(sentences(found, quality, tables), tables, figures, systems_of(records, "quality"))
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9021
+# %% ../../nbs/experiments/quality.ipynb #a7a9029
 def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[str]:
     "What the tables say, including where EdgeNES does not win; over the seeds that every system has, where there are any."
     counts = found.groupby("seed")["system"].nunique()
@@ -187,4 +188,13 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
                 + f"; with this n the smallest p that a single test can reach is {least:.4f}" + (f", {min(1.0, least * len(compared)):.2f} after the correction." if least * len(compared) > 0.05 else "."))
     said.append((f"Equivalent to EdgeNES within {MARGIN:g} point (5 %, uncorrected): {', '.join(same['system'])}." if len(same) else f"No system is shown to be equivalent to EdgeNES within {MARGIN:g} point.")
                 + f" The median of the smallest differences that this n finds with a power of 80 % is {compared['smallest_difference'].median():.1f} points.")
-    return said
+    return said + mixed_sentence(tables.get("T2_mixed"))
+
+# %% ../../nbs/experiments/quality.ipynb #a7a9031
+def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
+    "What a mixed model over all runs says beside the paired tests; nothing without one."
+    if model is None: return []
+    clear = model[(model["ci_low"] > 0) | (model["ci_high"] < 0)]
+    listed = ", ".join(f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})" for _, r in clear.iterrows())
+    return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts {listed or 'no system'} apart from EdgeNES "
+            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD), runs of one seed by {model['sd_within'].iloc[0]:.1f}."]

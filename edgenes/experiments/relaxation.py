@@ -24,7 +24,7 @@ from ..tasks import Task
 # %% auto #0
 __all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'result', 'relaxation_figure']
 
-# %% ../../nbs/experiments/relaxation.ipynb #c4fe004b
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe006
 TITLE = "The sampled relaxation at equal seconds"
 METHODS = {"faithful": "", "sampled": "sampled"}
 
@@ -43,7 +43,7 @@ def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
     pool = seeded(seed, map(h.sample, lams), [round(2 * lam) for lam in lams])
     return (yield from ensemble(shop, Task("system", seed, pool=pool, search_seconds=seconds, **task)))
 
-# %% ../../nbs/experiments/relaxation.ipynb #c4fe005
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe007
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     "Calibration error, and the validation loss of the search at its end, of every hypernetwork; both methods' searches of alpha* beside them."
     rows = []
@@ -54,7 +54,7 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
                          "calibration_error_edges": calibration_error(*zip(*last["calibration"])), "val_loss_nats": last["val_loss_nats"]})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/relaxation.ipynb #c4fe006
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe008
 def result(records: Records, published: dict) -> Result | None:
     "Quality of alpha*, calibration, accuracy of the ensemble, at what seconds."
     found = frame_of(systems_of(records, "relaxation"))
@@ -80,7 +80,7 @@ def result(records: Records, published: dict) -> Result | None:
     sources = systems_of(records, "relaxation") + [r for rs in trained.values() for r in rs]
     return Result(said, tables, {"relaxation": (relaxation_figure(trained), caption)}, sources)
 
-# %% ../../nbs/experiments/relaxation.ipynb #c4fe006b
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe010
 def relaxation_figure(trained: dict[str, list[dict]]) -> Figure:
     "The control of both methods."
     fig, axes = figure(1, 2, 3.6, 3.0, sharey=True)

@@ -20,7 +20,7 @@ from ..tasks import Task, genotype_of
 # %% auto #0
 __all__ = ['TITLE', 'SYSTEMS', 'METRICS', 'plans', 'shifted', 'frame', 'table', 'shift_figure', 'result']
 
-# %% ../../nbs/experiments/shift.ipynb #a556004b
+# %% ../../nbs/experiments/shift.ipynb #a556006
 TITLE = "Shift: the same ensembles on corrupted images"
 SYSTEMS = ("DARTS", "Random-NES", "DartsEns", "DeepEns", "EdgeNES")
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece")
@@ -39,7 +39,7 @@ def shifted(shop: Shop, seed: int, name: str) -> Plan:
     found, = yield [task]
     return found
 
-# %% ../../nbs/experiments/shift.ipynb #a556004c
+# %% ../../nbs/experiments/shift.ipynb #a556008
 def frame(records: Records) -> pd.DataFrame:
     "One row a system, seed, corruption and severity."
     return pd.DataFrame([{"system": r["inputs"]["system"], "seed": r["inputs"]["seed"], "images": r["results"]["images"]} | row for r in all_records(records, "shift") for row in r["results"]["rows"]])
@@ -52,7 +52,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         rows.append({"system": name} | accuracy_of(each.loc[name, "accuracy_percent"]) | each.loc[name, list(METRICS[1:])].mean().to_dict())
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/shift.ipynb #a556005
+# %% ../../nbs/experiments/shift.ipynb #a556009
 def shift_figure(found: pd.DataFrame) -> Figure:
     "Accuracy and calibration error against severity: means over corruptions, thin lines are seeds."
     fig, axes = figure(1, 2, 4.6, 3.4)
@@ -66,7 +66,7 @@ def shift_figure(found: pd.DataFrame) -> Figure:
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/shift.ipynb #a556005b
+# %% ../../nbs/experiments/shift.ipynb #a556011
 def result(records: Records, published: dict) -> Result | None:
     "Means under corruption, tests against EdgeNES, and a table by corruption."
     found = frame(records)

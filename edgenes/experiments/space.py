@@ -5,7 +5,9 @@ r"""How many architectures lie at each distance from $\alpha^*$, and what a path
 # %% ../../nbs/experiments/space.ipynb #e1fc004
 from __future__ import annotations
 
+from inspect import signature
 from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from ..tasks import hypernetwork_of, optimum_in
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'counts', 'cloud', 'space_figure', 'result']
 
-# %% ../../nbs/experiments/space.ipynb #e1fc004b
+# %% ../../nbs/experiments/space.ipynb #e1fc006
 TITLE = "F1: the space of architectures"
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
@@ -42,17 +44,20 @@ def counts(space: SearchSpace) -> list[int]:
         found = np.convolve(found, np.array(ways, dtype=object))
     return [int(x) for x in found]
 
-# %% ../../nbs/experiments/space.ipynb #e1fc007
+# %% ../../nbs/experiments/space.ipynb #e1fc009
 def cloud(optimum: Genotype, path: list[Genotype], each: int = 40, seed: int = 0) -> pd.DataFrame:
     "Positions on a plane of the optimum, of `each` genotypes at every distance, and of a path."
     space = optimum.space
     drawn = [(shared, optimum.deviate(shared, 1000 * seed + i)) for shared in range(space.max_shared) for i in range(each)]
     everyone = [optimum, *(g for _, g in drawn), *path]
     distance = np.array([[space.max_shared - a.shared_edges(b) for b in everyone] for a in everyone], dtype=float)
-    place = MDS(2, metric="precomputed", init="random", n_init=1, random_state=seed, max_iter=300).fit_transform(distance)
+    new = "init" in signature(MDS).parameters  # scikit-learn for Python 3.10 has another name for the same, and starts at random anyway
+    given: dict[str, Any] = {"metric": "precomputed", "init": "random"} if new else {"dissimilarity": "precomputed"}
+    place = MDS(2, n_init=1, random_state=seed, max_iter=300, **given).fit_transform(distance)
     kind = ["alpha*"] + ["random"] * len(drawn) + ["path"] * len(path)
     return pd.DataFrame({"x": place[:, 0] - place[0, 0], "y": place[:, 1] - place[0, 1], "kind": kind, "shared_edges": [optimum.shared_edges(g) for g in everyone]})
 
+# %% ../../nbs/experiments/space.ipynb #e1fc011
 def space_figure(frame: pd.DataFrame, many: list[int], lams: list[float]) -> Figure:
     "The plane, and the number of genotypes at every distance."
     fig, axes = figure(1, 2, 4.6, 4.0)
@@ -73,7 +78,7 @@ def space_figure(frame: pd.DataFrame, many: list[int], lams: list[float]) -> Fig
     for i, m in enumerate(many): axes[1].annotate(f"{m:,}", (i, m), ha="center", va="bottom", fontsize=8)
     return fig
 
-# %% ../../nbs/experiments/space.ipynb #e1fc007b
+# %% ../../nbs/experiments/space.ipynb #e1fc012
 def result(records: Records, published: dict) -> Result | None:
     "The counts, and the plane with the path of the first hypernetwork that there is."
     found = sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"])[:1]

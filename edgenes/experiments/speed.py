@@ -22,7 +22,7 @@ from ..tasks import Task, genotype_of
 __all__ = ['TITLE', 'SYSTEMS', 'spread_lambdas', 'plans', 'point', 'curves', 'areas', 'thresholds', 'tests', 'speed_figure',
            'result']
 
-# %% ../../nbs/experiments/speed.ipynb #376b004b
+# %% ../../nbs/experiments/speed.ipynb #376b006
 TITLE = "F2: ensemble accuracy along the search"
 SYSTEMS = ("DartsEns", "EdgeNES")
 
@@ -52,7 +52,7 @@ def point(shop: Shop, seed: int, name: str, step: int) -> Plan:
     pool = seeded(seed, [genotype_of(edges, p.space) for edges in found], places)
     return (yield from ensemble(shop, Task("system", seed, experiment="speed", system=name, point=(("step", step), ("iteration", iteration)), pool=pool, search_seconds=seconds)))
 
-# %% ../../nbs/experiments/speed.ipynb #376b005
+# %% ../../nbs/experiments/speed.ipynb #376b007
 def curves(records: Records) -> pd.DataFrame:
     "One row an ensemble; only seeds with every point of both systems."
     found = frame_of(systems_of(records, "speed"))
@@ -75,7 +75,7 @@ def thresholds(found: pd.DataFrame) -> pd.DataFrame:
         rows.append({"system": name, "seed": seed, "threshold_percent": goal, "seconds": reached["total_seconds"].iloc[0] if len(reached) else np.nan})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/speed.ipynb #376b005b
+# %% ../../nbs/experiments/speed.ipynb #376b009
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
     "EdgeNES minus DartsEns in AUC, for every starting point; None for fewer than 2 seeds or points."
     if found["seed"].nunique() < 2 or found["step"].max() < 2: return None
@@ -87,7 +87,7 @@ def tests(found: pd.DataFrame) -> pd.DataFrame | None:
         rows.append(row.assign(start=start, EdgeNES=wide["EdgeNES"].mean(), DartsEns=wide["DartsEns"].mean(), smallest_difference=smallest_difference(len(wide), sd) if sd > 1e-9 else np.nan))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/experiments/speed.ipynb #376b006
+# %% ../../nbs/experiments/speed.ipynb #376b010
 def speed_figure(found: pd.DataFrame) -> Figure:
     "Accuracy against iterations and against total seconds; thin lines are seeds, thick ones means."
     fig, axes = figure(1, 2, 4.6, 3.6, sharey=True)
@@ -102,7 +102,7 @@ def speed_figure(found: pd.DataFrame) -> Figure:
     axes[1].legend(frameon=False, loc="lower right")
     return fig
 
-# %% ../../nbs/experiments/speed.ipynb #376b006b
+# %% ../../nbs/experiments/speed.ipynb #376b012
 def result(records: Records, published: dict) -> Result | None:
     "F2, its areas, tests for every start, and times to a threshold."
     found = curves(records)

@@ -24,7 +24,7 @@ from ..theorem import DISTRIBUTIONS, enumerate_overlap, expected_updated_edges, 
 # %% auto #0
 __all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'places', 'theorem_figure', 'result']
 
-# %% ../../nbs/experiments/theorem.ipynb #b521004b
+# %% ../../nbs/experiments/theorem.ipynb #b521006
 TITLE = "TH: the theorem, and ensembles of every size"
 POOLS = ("Random-NES", "DeepEns-N", "EdgeNES")
 
@@ -39,7 +39,7 @@ def sized(shop: Shop, seed: int, name: str, n: int) -> Plan:
     pool = tuple((genotype_of(edges, p.space), s) for edges, s in record["inputs"]["pool"][: p.candidates])
     return (yield from ensemble(shop, Task("system", seed, experiment="size", system=name, point=(("members", n),), pool=pool, keep=n, criterion=p.criterion)))
 
-# %% ../../nbs/experiments/theorem.ipynb #b521010
+# %% ../../nbs/experiments/theorem.ipynb #b521012
 def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd.DataFrame:
     "The formula, the enumeration (where sizes are whole) and the simulation of every distribution."
     rows = []
@@ -50,7 +50,7 @@ def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd
                      "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiments/theorem.ipynb #b521014
+# %% ../../nbs/experiments/theorem.ipynb #b521016
 def overlaps(records: Records) -> pd.DataFrame:
     "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES; mean overlap a step for DartsEns."
     chosen = {r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]] for r in systems_of(records, "quality") if r["inputs"]["system"] == "EdgeNES"}
@@ -74,13 +74,14 @@ def places(genotype: Genotype) -> set[int]:
     "The places of its edges in alpha, flat, as the log has them."
     return {int(np.ravel_multi_index(genotype.space.position(edge), genotype.space.shapes[0])) for edge in genotype.edges}
 
-# %% ../../nbs/experiments/theorem.ipynb #b521017
+# %% ../../nbs/experiments/theorem.ipynb #b521019
 def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     "Left: the ratio against N, formula and real runs. Right: accuracy of ensembles of every size."
     fig, axes = figure(1, 2, 4.6, 3.4)
     top = int(counted["max_shared"].iloc[0]) if len(counted) else 4
     ns = range(1, 9)
-    for name, colour in zip(DISTRIBUTIONS, sns.color_palette("colorblind")): axes[0].plot(ns, [ratio_to_dartsens(n, top, name) for n in ns], color=colour, label=f"formula, {name.replace('_', ' ')}")
+    for name, colour, style in zip(DISTRIBUTIONS, sns.color_palette("colorblind"), ("-", "-", "--")):  # two of the formulas give the same line
+        axes[0].plot(ns, [ratio_to_dartsens(n, top, name) for n in ns], style, color=colour, lw=2, label=f"formula, {name.replace('_', ' ')}")
     if len(counted):
         axes[0].plot(counted["members"], counted["pairs_of_optimum"] / top, "k.", ms=8, label="counted, edges of alpha*")
         axes[0].plot(counted["members"] + 0.1, counted["pairs_of_all"] / top, "kx", ms=6, label="counted, all edges")
@@ -95,7 +96,7 @@ def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     if len(sizes): axes[1].legend(fontsize=8, frameon=False)
     return fig
 
-# %% ../../nbs/experiments/theorem.ipynb #b521017b
+# %% ../../nbs/experiments/theorem.ipynb #b521021
 def result(records: Records, published: dict) -> Result | None:
     "The checks, the overlap in real trainings, accuracy against n."
     formula, counted, sizes = checks(trials=20_000), overlaps(records), frame_of(systems_of(records, "size"))
