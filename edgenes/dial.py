@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .core import require
 from .records import Records, all_records
-from .report import frame_of, systems_of
+from .report import Picture, frame_of, systems_of
 from .tasks import hypernetwork_of, optimum_in
 
 # %% auto #0
@@ -70,6 +70,6 @@ dial.addEventListener('input',turn);turn();</script></html>
 def small_multiples(places: list[dict[str, Any]]) -> Figure:
     "The cells at whole lambdas, one below the other."
     whole = [p for p in places if float(p["lambda"]).is_integer()]
-    fig = Figure(figsize=(8, 2.5 * len(whole)), dpi=80, layout="constrained")
+    fig = Picture(figsize=(8, 2.5 * len(whole)), dpi=80, layout="constrained")
     for ax, place in zip(fig.subplots(len(whole), 1, squeeze=False)[:, 0], whole): place["genotype"].plot(other=place["optimum"], ax=ax, title=caption(place))
     return fig

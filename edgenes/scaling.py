@@ -26,8 +26,8 @@ from .report import EXPERIMENTS, experiment
 from .tasks import Task, genotype_of
 
 # %% auto #0
-__all__ = ['Steps', 'Jobs', 'Ready', 'walked', 'cost', 'graph', 'repeated', 'pooled', 'in_jobs', 'simulated', 'measured',
-           'write_tables', 'write_measured']
+__all__ = ['Steps', 'Jobs', 'walked', 'cost', 'graph', 'repeated', 'pooled', 'in_jobs', 'simulated', 'measured', 'write_tables',
+           'write_measured']
 
 # %% ../nbs/25_scaling.ipynb #18af005
 class _Nothing(Records):
@@ -84,12 +84,10 @@ def repeated(jobs: Jobs, seconds: dict[str, float], seeds: int) -> tuple[Jobs, d
             {f"{name}@{s}": value for name, value in seconds.items() for s in range(seeds)})
 
 # %% ../nbs/25_scaling.ipynb #18af008
-Ready = list[tuple[int, int, str]]  # (plan, place in its step, run)
-
 def pooled(plans: list[Steps], seconds: dict[str, float], workers: int) -> tuple[float, list[str]]:
     "(seconds until all plans are finished, the runs that the last one waited for in turn)."
     at, left, done, asked = [0] * len(plans), [0] * len(plans), set(), set()
-    ready, cause, waits, now, last = Ready(), dict[str, str](), defaultdict(list), 0.0, ""
+    ready, cause, waits, now, last = list[tuple[int, int, str]](), dict[str, str](), defaultdict(list), 0.0, ""
     running = list[tuple[float, str]]()
 
     def ask(plan: int) -> None:
