@@ -680,6 +680,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'edgenes.tasks._run_shift': ('tasks.html#_run_shift', 'edgenes/tasks.py'),
                                'edgenes.tasks._run_system': ('tasks.html#_run_system', 'edgenes/tasks.py'),
                                'edgenes.tasks._with_weights': ('tasks.html#_with_weights', 'edgenes/tasks.py'),
+                               'edgenes.tasks.checkpoint_of': ('tasks.html#checkpoint_of', 'edgenes/tasks.py'),
                                'edgenes.tasks.claimed': ('tasks.html#claimed', 'edgenes/tasks.py'),
                                'edgenes.tasks.drawn_lambdas': ('tasks.html#drawn_lambdas', 'edgenes/tasks.py'),
                                'edgenes.tasks.genotype_of': ('tasks.html#genotype_of', 'edgenes/tasks.py'),

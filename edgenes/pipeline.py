@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .core import EdgenesError, pick_device, read_json, whole
 from .genotype import Genotype
 from .profiles import Shop
-from .tasks import Member, Task, hypernetwork_of, optimum_of, run_task, space_of
+from .tasks import Member, Task, checkpoint_of, hypernetwork_of, optimum_of, run_task, space_of
 
 # %% auto #0
 __all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'run', 'Reader', 'lacking']
@@ -95,6 +95,7 @@ def run(shop: Shop,
             if task: bar.set_postfix_str(f"{task.kind} {task.variant or task.system}".strip() + " done", refresh=False)
             bar.update(len(plans) - len(state.waiting) - bar.n)
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
+    for task in state.known: checkpoint_of(task, shop).remove()  # left by a process that was killed between its record and the end of its run
     if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: " + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
 
 # %% ../nbs/17_pipeline.ipynb #7fb9010

@@ -32,7 +32,8 @@ from .supernet import Supernet
 
 # %% auto #0
 __all__ = ['VARIANTS', 'Member', 'RUN', 'settings_of', 'space_of', 'Task', 'genotype_of', 'optimum_of', 'optimum_in',
-           'hypernetwork_of', 'run_task', 'claimed', 'drawn_lambdas', 'screened_lambdas', 'inherited_loss']
+           'hypernetwork_of', 'checkpoint_of', 'run_task', 'claimed', 'drawn_lambdas', 'screened_lambdas',
+           'inherited_loss']
 
 # %% ../nbs/16_tasks.ipynb #5dc9005
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -131,6 +132,10 @@ def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     return h
 
 # %% ../nbs/16_tasks.ipynb #5dc9013
+def checkpoint_of(task: Task, shop: Shop) -> DiskCheckpoint:
+    "Where a task keeps its unfinished state."
+    return DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(task.inputs(shop))}")
+
 def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
     found = task.done(shop)
@@ -138,7 +143,7 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     device = shop.data.train.images.device
     if device.type == "cpu": torch.set_num_threads(1)
     inputs = task.inputs(shop)
-    checkpoint = DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(inputs)}")
+    checkpoint = checkpoint_of(task, shop)
     with claimed(checkpoint.folder):
         found = task.done(shop)
         if found is not None:  # another process was faster; the folder of the lock is of no more use
