@@ -32,8 +32,8 @@ report: $(READY) ## rebuild the tables, figures and report of PROFILE from its r
 test: export OMP_NUM_THREADS = 1
 test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/ruff check edgenes tests docs setup.py
-	$(BIN)/nbdev-test --n-workers 1 --do-print --skip-folder-re '^([_.]|experiments$$)'
-	$(BIN)/python -m pytest
+	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^([_.]|experiments$$)'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README$${lang/_/.}.md; done

@@ -19,7 +19,7 @@ OURS = workflow.is_main_process  # a job reads this file again, and is told what
 
 
 def mark(pair):
-    """An empty file that says that a job of this start has ended; it is gone when the report is made."""
+    """An empty file that says that a job of this start has ended; it is removed when the report is made."""
     return f"{RESULTS}/work/done/{pair[0]}-{pair[1]}"
 
 
@@ -48,25 +48,31 @@ wildcard_constraints:
 
 rule all:
     input:
-        MARKS,  # asked for here as well: files that are removed later do not make a rule run that only reads them
-        f"{RESULTS}/report.html",
+        local(MARKS),  # asked for here as well: what is absent does not make a rule run that only reads it
+        local(f"{RESULTS}/report.html"),
 
 
 rule report:
     input:
-        MARKS,
+        local(MARKS),
     output:
-        update(f"{RESULTS}/report.html"),
+        local(update(f"{RESULTS}/report.html")),
     shell:
         f"{PYTHON} -m edgenes report {shlex.quote(PROFILE)} --results {shlex.quote(str(RESULTS))}"
 
 
 rule run:
     input:
-        before,
+        local(before),
     output:
-        temp(touch(mark(("{experiment}", "{seed}")))),
+        local(touch(mark(("{experiment}", "{seed}")))),
     threads: 1
     shell:
         f"{PYTHON} -m edgenes run {shlex.quote(PROFILE)} --experiments {{wildcards.experiment}} --seeds {{wildcards.seed}},"
         f" --results {shlex.quote(str(RESULTS))} --workers 1 --no-tables --no-notebooks {OPTIONS}"
+
+
+onsuccess:
+    written = Path(f"{RESULTS}/report.html").stat().st_mtime
+    for path in map(Path, MARKS if OURS else ()):
+        if path.is_file() and path.stat().st_mtime <= written: path.unlink()

@@ -46,13 +46,14 @@ def run(profile: ProfileName = "demo",
         ) -> None:
     "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
     changes = dict(change.partition("=")[::2] for change in set_ or []) | ({"accelerate": "1"} if accelerate else {})
-    chosen = get_profile(profile, **changes)
+    chosen = get_profile(profile, changes)
     shop = open_shop(chosen, results, data, device)
     chosen_seeds = seed_list(seeds or str(chosen.seeds))
-    plans = [plan for name in experiments.split(",") for seed in chosen_seeds for plan in experiment(name.strip()).plans(shop, seed)]
+    names = [name.strip() for name in experiments.split(",")]
+    plans = [plan for name in names for seed in chosen_seeds for plan in experiment(name).plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
     if tables: show(Path(shop.results))
-    if notebooks: execute_notebooks({"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
+    if notebooks: execute_notebooks(names, {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
 
 # %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
@@ -123,13 +124,13 @@ def show(folder: Path) -> None:
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
 # %% ../nbs/19_cli.ipynb #5e51012
-def execute_notebooks(parameters: dict[str, Any], folder: Path, data: Path | None = None) -> None:
-    "Runs the experiment notebooks through papermill into <results>/notebooks; does nothing outside the project's checkout."
+def execute_notebooks(names: list[str], parameters: dict[str, Any], folder: Path, data: Path | None = None) -> None:
+    "Runs the notebooks of these experiments through papermill into <results>/notebooks; does nothing outside the project's checkout."
     try: import papermill
     except ImportError: return
     if data: os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
     for notebook in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")):
-        if notebook.stem == "benchmark": continue  # it times the machine, which has to be idle: see `bench`
+        if notebook.stem not in names: continue
         target = folder / "notebooks" / notebook.name
         target.parent.mkdir(parents=True, exist_ok=True)
         try: papermill.execute_notebook(str(notebook), str(target), parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,

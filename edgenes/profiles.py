@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +85,18 @@ PROFILES = {p.name: p for p in (
             deep_pool=14, free_pool=16))}
 
 # %% ../nbs/15_profiles.ipynb #5aaf010
-def get_profile(name: str, /,
-                **changes: Any,  # fields to replace; accelerate=1 is the switch of searches and retrainings
+def get_profile(name: str,
+                changes: Mapping[str, Any] | None = None,  # fields to replace; accelerate=1 is the switch of searches and retrainings
+                /, **more: Any,  # the same, by name
                 ) -> Profile:
     "A profile by name, with fields replaced. `EdgenesError` for an unknown profile or field, or a value of another kind."
     require(isinstance(name, str) and name in PROFILES, f"unknown profile {short(name)}: use one of {', '.join(PROFILES)}")
-    profile, kinds = PROFILES[name], {"criterion": str, "source": str}
+    require(isinstance(changes, Mapping | None), f"changes are {short(changes)}: give names of parameters and their values, such as {{'candidates': 12}}")
+    profile, texts, changes = PROFILES[name], ("criterion", "source"), {**(changes or {}), **more}
     allowed = [f.name for f in fields(Profile) if f.name not in ("name", "darts", "hyper", "retrain", "cell_types", "operations")] + ["accelerate"]
     for key, value in changes.items():
         require(key in allowed, f"unknown parameter {short(key)}: use one of {', '.join(allowed)}")
-        try: changes[key] = kinds.get(key, int)(value)
+        try: changes[key] = str(value) if key in texts else int(value) if isinstance(value, str) else index(value)
         except (TypeError, ValueError, OverflowError) as error: raise EdgenesError(f"parameter {key} is {short(value)}: give a whole number") from error
     require(changes.get("criterion", "nll") in ("nll", "accuracy"), "criterion: use nll or accuracy")
     if changes.pop("accelerate", 0): profile = replace(profile, **{n: replace(getattr(profile, n), accelerate=True) for n in ("darts", "hyper", "retrain")})

@@ -388,16 +388,21 @@ OPENINGS = [opening(name) for name in ("quality.ipynb", "control.ipynb")]
 NO_SEED = st.floats().filter(lambda x: x != int(x) if np.isfinite(x) else True) | st.sampled_from([True, 10**40, -10**40, float("inf"), -0.25])
 
 
+BAD_CHANGES = st.sampled_from(("candidates", "members", "train_images", "source", "criterion", "downscale")).flatmap(
+    lambda name: st.fixed_dictionaries({name: st.none() | st.floats() | st.lists(st.integers(), max_size=2) | st.sampled_from([-1, 0, "x", "<b>", 10**400])}))
+
+
 @examples(210)
 @given(st.data())
 def test_parameters(place, data):
     (place / "file").write_text("")
-    parameters = {"profile": "smoke", "seed": 0, "device": "cpu", "results": str(place / "parameters"), "workers": 1}
-    fault = data.draw(st.sampled_from(("profile", "device", "results", "seed")))
+    parameters = {"profile": "smoke", "seed": 0, "device": "cpu", "results": str(place / "parameters"), "workers": 1, "changes": {}}
+    fault = data.draw(st.sampled_from(("profile", "device", "results", "seed", "changes")))
     code = OPENINGS[0] if fault == "seed" else data.draw(st.sampled_from(OPENINGS))
     parameters[fault] = data.draw({
         "profile": (st.text(max_size=8) | st.none() | st.integers() | st.floats() | st.sampled_from(["../../x", "<b>", "$(id)"])).filter(lambda p: p not in PROFILES),
-        "device": JSON.filter(lambda d: d not in ("cpu", "auto")), "results": WORDS.map(lambda w: f"{place / 'file'}/{w}"), "seed": NO_SEED}[fault])
+        "device": JSON.filter(lambda d: d not in ("cpu", "auto")), "results": WORDS.map(lambda w: f"{place / 'file'}/{w}"), "seed": NO_SEED,
+        "changes": JSON.filter(lambda c: c not in (None, {})) | BAD_CHANGES}[fault])
     refused("parameters", exec, code, dict(parameters))
 
 

@@ -1,4 +1,5 @@
 """The whole method: experiments through papermill, runs that are killed, committed tables."""
+import html
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgenes.pipeline import run
+from edgenes.pipeline import Progress, Reader, run
 from edgenes.profiles import PROFILES, get_profile, open_shop
 from edgenes.report import EXPERIMENTS, build, experiment, published_figures, systems_of
 
@@ -83,6 +84,21 @@ def test_committed_tables_are_those_of_their_records(tables, tmp_path):
     assert {p.name for p in tables.glob("*.csv")} == {p.name for p in (tmp_path / tables.parent.name / "tables").glob("*.csv")}
     for csv in tables.glob("*.csv"):
         assert (tmp_path / tables.parent.name / "tables" / csv.name).read_text() == csv.read_text(), csv
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_report_of_one_experiment_alone(name, tmp_path):
+    """Somebody runs a single experiment, on one seed: its figures and tables are made, and nothing stops for what is absent."""
+    shutil.copy(ROOT / "results" / "cpu" / "profile.json", tmp_path)
+    runs = ROOT / "results" / "cpu" / "runs"
+    shop = Reader(get_profile("cpu"), str(runs.parent), None)
+    state = Progress(shop, experiment(name).plans(shop, 0))
+    assert state.missing() == []
+    (tmp_path / "runs").mkdir()
+    for task in state.known: shutil.copy(shop.records.path(task.kind, task.inputs(shop)), tmp_path / "runs")
+    build(tmp_path)
+    assert experiment(name).TITLE in html.unescape((tmp_path / "report.html").read_text())
+    assert list((tmp_path / "tables").glob("*.csv"))
 
 
 def test_benchmark_tables_are_those_of_its_newest_record():
