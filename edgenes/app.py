@@ -31,6 +31,7 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
         epochs: Annotated[int | None, typer.Option(help="without a time budget: passes of a retraining")] = None,
         flip: Annotated[bool, typer.Option("--flip", help="mirror training images (photographs, not digits)")] = False,
         relaxation: Annotated[str, typer.Option(help="sampled, or faithful (the paper's, several times slower)")] = "sampled",
+        downscale: Annotated[int | None, typer.Option(help="networks see means of so many pixels square; default: as many as leave 32 a side")] = None,
         seed: Annotated[int, typer.Option(help="names every use of chance")] = 0,
         device: Device = "auto",
         quiet: Quiet = False,
@@ -38,11 +39,11 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
     "Searches, retrains and keeps the best ensemble of the pictures' classes."
     from edgenes.estimator import EdgeNES
     require(not out.is_file(), f"{out} is a file: give a folder with --out")
-    m = EdgeNES(members, candidates, seed=seed, time_budget=time_budget, search_steps=search_steps, epochs=epochs, flip=flip, relaxation=relaxation,
+    m = EdgeNES(members, candidates, seed=seed, time_budget=time_budget, search_steps=search_steps, epochs=epochs, flip=flip, relaxation=relaxation, downscale=downscale,
                 device=device, verbose=int(not quiet)).fit(folder)
     typer.echo(f"wrote {m.save(out)}: validation accuracy {m.report_['validation']['accuracy_percent']:.1f} %, see {out / 'README.md'}")
 
-# %% ../nbs/24_app.ipynb #0a87f01
+# %% ../nbs/24_app.ipynb #0a87006
 def predict(ensemble: Saved,
             pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
             out: Annotated[Path | None, typer.Option(help="CSV file; default: print it")] = None,
@@ -63,7 +64,7 @@ def predict(ensemble: Saved,
     if out is None: typer.echo(text.getvalue(), nl=False)
     else: typer.echo(f"wrote {write_atomic(out, text.getvalue())}")
 
-# %% ../nbs/24_app.ipynb #0a87005
+# %% ../nbs/24_app.ipynb #0a87007
 def evaluate(ensemble: Saved,
              folder: Annotated[Path, typer.Argument(help="test pictures: one folder a class, or a folder or .npz file with a test set")],
              device: Device = "auto",
@@ -82,7 +83,7 @@ def sample(ensemble: Saved,
     typer.echo(genotype.to_json())
     typer.echo(f"shares {genotype.shared_edges(m.optimum_)} of {genotype.space.max_shared} edges with the optimum", err=True)
 
-# %% ../nbs/24_app.ipynb #0a87f03
+# %% ../nbs/24_app.ipynb #0a87009
 def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a folder that `edgenes fit` wrote")],
          out: Annotated[Path, typer.Option(help="picture (.svg or .png), of a folder: a folder for the pictures of all its genotypes")],
          kind: Annotated[str, typer.Option(help="of the pictures of a folder: svg or png")] = "svg",
@@ -96,7 +97,7 @@ def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a f
         require(path.suffix in (".svg", ".png"), f"cannot draw {path}: give a name that ends in .svg or .png")
         typer.echo(f"wrote {write_atomic(path, picture(genotype, m.optimum_ if m else None, path.stem, path.suffix[1:]))}")
 
-# %% ../nbs/24_app.ipynb #0a87006
+# %% ../nbs/24_app.ipynb #0a87010
 EXAMPLES = {fit: "fit pictures/ --out ensemble/ --time-budget 600", predict: "predict ensemble/ new_pictures/ --out answers.csv",
             evaluate: "evaluate ensemble/ pictures/test", sample: "sample ensemble/ --lambda 2 > genotype.json", draw: "draw genotype.json --out cell.svg"}
 

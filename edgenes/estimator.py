@@ -27,7 +27,7 @@ from . import __version__
 from .core import EdgenesError, content_hash, pick_device, read_json, require, stream, write_atomic, write_json
 from .data import Data, Split, assemble, checked_split, draw_splits, read_part
 from .ensembles import average
-from .fitting import Ensemble, ImageNetwork, Pixels, Run, make_profile, run_method
+from .fitting import Ensemble, ImageNetwork, Pixels, Run, make_profile, run_method, shrunk
 from .genotype import Genotype
 from .hypernetwork import Hypernetwork
 from .metrics import Uncertainty, ensemble_metrics, uncertainty
@@ -84,8 +84,8 @@ def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
 # %% ../nbs/23_estimator.ipynb #6332014
 def check_settings(m: Any) -> None:
     "`EdgenesError` for a parameter that `fit` cannot use."
-    for name, low in (("members", 1), ("candidates", 1), ("seed", 0), ("search_steps", 1), ("epochs", 1)):
-        value, free = getattr(m, name), name in ("search_steps", "epochs")  # None leaves the choice to `make_profile`
+    for name, low in (("members", 1), ("candidates", 1), ("seed", 0), ("search_steps", 1), ("epochs", 1), ("downscale", 1)):
+        value, free = getattr(m, name), name in ("search_steps", "epochs", "downscale")  # None leaves the choice to `make_profile`
         require(value is None and free or isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low, f"{name} is {value!r}: give a whole number of at least {low}")
     require(m.criterion in ("nll", "accuracy"), f"criterion is {m.criterion!r}: use nll or accuracy")
     require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < float(m.time_budget) < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
@@ -168,12 +168,14 @@ class Parameters(ClassifierMixin, BaseEstimator):
                  flip: bool = False,     # mirror training images left to right: for photographs, not for digits
                  criterion: str = "nll",  # of the choice on validation images: "nll" or "accuracy"
                  relaxation: str = "sampled",  # of the search: "sampled", or "faithful" (the paper's, several times slower)
+                 downscale: int | None = None,  # networks see means of so many pixels square; None: as many as leave 32 a side
                  inputs_per_node: int = 1,     # edges that a node keeps: 1 (the paper), 2 (DARTS)
                  device: str = "auto",   # "auto", "cpu", "cuda" or "cuda:N"
                  verbose: int = 1,       # 0: silent, 1: a bar on stderr, 2: a line a phase as well
                  ):
         self.members, self.candidates, self.seed, self.time_budget, self.search_steps, self.epochs = members, candidates, seed, time_budget, search_steps, epochs
-        self.flip, self.criterion, self.relaxation, self.inputs_per_node, self.device, self.verbose = flip, criterion, relaxation, inputs_per_node, device, verbose
+        self.flip, self.criterion, self.relaxation, self.downscale = flip, criterion, relaxation, downscale
+        self.inputs_per_node, self.device, self.verbose = inputs_per_node, device, verbose
 
 # %% ../nbs/23_estimator.ipynb #6332024
 class EdgeNES(Kept, Parameters):
@@ -195,7 +197,9 @@ class EdgeNES(Kept, Parameters):
         start, where = time.perf_counter(), pick_device(self.device)
         data, classes = to_data(X, y, self.seed)
         choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
-        with Run(data := data.to(where), make_profile(data, self.seed, **choices), self.seed, self.time_budget, self.verbose, start) as run: found = run_method(run)
+        profile = make_profile(data, self.seed, **choices)
+        small, val = shrunk(data, profile.downscale).to(where), data.val.to(where)
+        with Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
         return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
 
     def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:
@@ -228,7 +232,8 @@ def card(m: Any) -> str:
     keys = ("lambda", "shared", "accuracy_percent", "nll_nats")
     rows = [(j, *(x[k] for k in keys), "yes" if j in r["chosen"] else "") for j, x in enumerate(r["candidates"])]
     parts = [f"# Ensemble of {len(m.members_)} searched networks", f"Written by edgenes {__version__}: EdgeNES, seed {m.seed}, {m.relaxation} search, {budget}.",
-             "## Data", f"{r['images']['train']} training and {r['images']['val']} validation images of {h} x {w} x {c} (height, width, channels); {len(m.classes_)} classes: {names}.",
+             "## Data", f"{r['images']['train']} training and {r['images']['val']} validation images of {h} x {w} x {c} (height, width, channels); {len(m.classes_)} classes: {names}."
+             + (f" The networks see means of {k} x {k} pixels." if (k := r.get("downscale", 1)) > 1 else ""),
              "## What was done", table(("phase", "networks", "passes", "steps", "images", "seconds"), spent),
              f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was chosen ({r['rule']}).",
              "## On the validation images", "The ensemble was chosen on these images, which makes it look better than it is: measure it on images of your own.",
@@ -292,7 +297,7 @@ def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
         hypernetwork.load_state_dict(part("hypernetwork"))
         for i, genotype in enumerate(genotypes):
             net = DiscreteNetwork(genotype, len(classes), shape[2], **report["network"])
-            members.append(ImageNetwork(net, torch.zeros(shape[2]), torch.ones(shape[2])).eval())
+            members.append(ImageNetwork(net, torch.zeros(shape[2]), torch.ones(shape[2]), report.get("downscale", 1)).eval())
             members[-1].load_state_dict(part(f"member-{i}"))
             members[-1].to(where).to(memory_format=torch.channels_last)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
 from .core import EdgenesError, require, stream
-from .data import Augment, Data
+from .data import Augment, Data, Split, assemble
 from .ensembles import select
 from .genotype import Genotype
 from .metrics import ensemble_metrics
@@ -27,11 +29,23 @@ from .search import SearchSettings, search
 from .tasks import Member, drawn_lambdas
 
 # %% auto #0
-__all__ = ['LEAST_STEPS', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch', 'watched', 'search_share',
-           'plan_search', 'measure', 'shorten', 'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run',
-           'run_search', 'train_candidate', 'run_retraining', 'run_method']
+__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'scale_of', 'shrunk', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime',
+           'Watch', 'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten',
+           'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search', 'train_candidate',
+           'run_retraining', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
+SEARCH_STEPS = 300  # of the search for alpha*; the hypernetwork takes twice as many
+
+def scale_of(height: int, width: int) -> int:
+    "The largest k for which means of k x k pixels leave 32 a side or more, an even number; 1 for smaller images."
+    return max((k for k in range(1, 1 + min(height, width) // 32) if height % (2 * k) == 0 == width % (2 * k)), default=1)
+
+def shrunk(data: Data, factor: int) -> Data:
+    "The data with means of so many pixels square in the place of pixels."
+    if factor == 1: return data
+    return assemble(data.name, data.class_names, {name: getattr(data, name) for name in ("train", "val", "test")}, {k: np.array(v) for k, v in data.indices.items()}, factor)
+
 def search_settings(base: SearchSettings,  # everything but the budgets
                     data: Data,
                     seed: int,
@@ -52,24 +66,26 @@ def steps_a_pass(s: SearchSettings, data: Data) -> int:
     "Bilevel steps of an epoch."
     return max(1, min(s.images or len(data.train), len(data.train)) // 2 // s.batch_size)
 
-# %% ../nbs/22_fitting.ipynb #dd47f01
+# %% ../nbs/22_fitting.ipynb #dd47007
 def make_profile(data: Data,
                  seed: int,
                  search_steps: int | None = None,  # bilevel steps for alpha*, and half of those for the hypernetwork; None: 300
                  epochs: int | None = None,        # passes of a retraining; None: by the number of images
                  relaxation: str = "sampled",
                  flip: bool = False,
+                 downscale: int | None = None,     # None: `scale_of` the images
                  **fields: Any,                    # of `Profile`: members, candidates, criterion, inputs_per_node
                  ) -> Profile:
-    "The budgets of a fit without a time budget."
-    n, cpu, change = len(data.train), PROFILES["cpu-long"], Augment(pad=min(data.shape) // 8, flip=flip)
-    base, steps = replace(cpu.darts, relaxation=relaxation, augment=change), search_steps or 300
+    "The budgets of a fit without a time budget, for data of full size."
+    scale = downscale or scale_of(*data.shape)
+    n, cpu, change = len(data.train), PROFILES["cpu-long"], Augment(pad=min(data.shape) // scale // 8, flip=flip)
+    base, steps = replace(cpu.darts, relaxation=relaxation, augment=change), search_steps or SEARCH_STEPS
     batch = min(96, max(4, n // 16))
     retraining = replace(cpu.retrain, batch_size=batch, epochs=epochs or min(40, max(8, 1200 // (n // batch))), augment=change)
     unused: dict[str, Any] = {"curve_points": 1} | dict.fromkeys(("deep_pool", "free_pool", "screened"), 10_000)  # of experiments, not of a fit
-    return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining, **unused, **fields)
+    return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining, downscale=scale, **unused, **fields)
 
-# %% ../nbs/22_fitting.ipynb #dd47008
+# %% ../nbs/22_fitting.ipynb #dd47010
 class OutOfTime(Exception):
     "Ends a training at its deadline."
 
@@ -94,7 +110,7 @@ class Watch:
         "Mean wall time of an epoch, the first left out: it warms up."
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2) if len(self.times) > 2 else self.times[-1] - self.times[0]
 
-# %% ../nbs/22_fitting.ipynb #dd47f03
+# %% ../nbs/22_fitting.ipynb #dd47012
 def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> Any:
     "What `train(settings, watch)` returns, or what it has reached at the deadline."
     try: return train(settings, watch)
@@ -102,8 +118,12 @@ def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> 
         assert watch.state is not None, "a training stops after an epoch, when its state was saved"
         return train(replace(settings, epochs=len(watch.state["log"])), watch)
 
-# %% ../nbs/22_fitting.ipynb #dd47011
+# %% ../nbs/22_fitting.ipynb #dd47015
 LEAST_STEPS = 150  # of a retraining, below which the searches take less time and batches are smaller
+
+def search_steps_in(profile: Profile, seconds: float, step: float) -> float:
+    "Steps of the search for alpha* within a time budget: its share, or, where that is more than the steps without a time budget, those or 5 %."
+    return min(4 * SEARCH_STEPS, max(min(SEARCH_STEPS, search_share(profile, seconds, step) * seconds / step), 0.05 * seconds / step))
 
 def search_share(profile: Profile, seconds: float, step: float) -> float:
     "The share of the seconds for alpha* (the hypernetwork has 5/3 of it): 15 %, less where retraining would be left with too few steps."
@@ -116,9 +136,9 @@ def plan_search(data: Data, profile: Profile, seed: int, seconds: float) -> Prof
     search(data, profile.space, trial, seed, progress=watch)
     step = watch.epoch_seconds / steps_a_pass(trial, data)
     require(8 * step < seconds, f"time_budget is {seconds:g} s, but one search step takes {step:.2g} s on these images: give more seconds, or smaller images")
-    return replace(profile, darts=search_settings(profile.darts, data, seed, min(1200, search_share(profile, seconds, step) * seconds / step)))
+    return replace(profile, darts=search_settings(profile.darts, data, seed, search_steps_in(profile, seconds, step)))
 
-# %% ../nbs/22_fitting.ipynb #dd47f05
+# %% ../nbs/22_fitting.ipynb #dd47017
 def measure(data: Data, settings: RetrainSettings, candidates: Sequence[Member],
             seconds: float,  # that members have together; batches become smaller where it does not hold enough steps
             least: int,      # members
@@ -137,7 +157,7 @@ def measure(data: Data, settings: RetrainSettings, candidates: Sequence[Member],
         costs[genotype.key] = watch.epoch_seconds * (len(data.train) // batch), (time.perf_counter() - start) * len(data.val) / batch
     return settings, [costs[genotype.key] for genotype, _ in candidates]
 
-# %% ../nbs/22_fitting.ipynb #dd47f07
+# %% ../nbs/22_fitting.ipynb #dd47019
 def shorten(data: Data, passes: float, batch: int) -> tuple[Data, int]:
     "The data, with fewer training images where these fill the passes, and a whole number of passes, at least 1."
     n, epochs = len(data.train), max(1, int(passes) if passes >= 10 else math.ceil(passes))
@@ -161,19 +181,21 @@ def plan_retraining(data: Data,
     part, epochs = shorten(data, max(0.0, passes[keep - 1]), min(settings.batch_size, len(data.train)))
     return part, replace(settings, epochs=epochs), [epochs * len(part.train) / len(data.train) * trains[j] + looks[j] for j in range(keep)]
 
-# %% ../nbs/22_fitting.ipynb #dd47015
+# %% ../nbs/22_fitting.ipynb #dd47023
 class ImageNetwork(nn.Module):
-    "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Normalisation is inside."
+    "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Downscaling and normalisation are inside."
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor):  # (C,) each
+    def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor, downscale: int = 1):  # (C,) each; the network sees means of so many pixels square
         super().__init__()
-        self.net = net
+        self.net, self.downscale = net, downscale
         self.register_buffer("mean", mean.detach().clone()[:, None, None])
         self.register_buffer("std", std.detach().clone()[:, None, None])
 
-    def forward(self, x: Tensor) -> Tensor: return self.net((x - self.mean) / self.std)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.downscale > 1: x = avg_pool2d(x, self.downscale)
+        return self.net((x - self.mean) / self.std)
 
 class Ensemble(nn.Module):
     "All members as one module: float images in [0, 1], (N, C, H, W), to mean probabilities (N, K)."
@@ -188,11 +210,12 @@ class Pixels:
     @staticmethod
     def normalise(images: Tensor) -> Tensor: return images.contiguous(memory_format=torch.channels_last).float().div_(255)
 
-# %% ../nbs/22_fitting.ipynb #dd47016
+# %% ../nbs/22_fitting.ipynb #dd47024
 class Run:
     "One fit: its data, budgets, clock, bar, and what was spent."
-    def __init__(self, data: Data, profile: Profile, seed: int, seconds: float | None, verbose: int, start: float | None = None):
-        self.data, self.profile, self.seed, self.seconds, self.verbose = data, profile, seed, seconds, verbose
+    def __init__(self, data: Data, profile: Profile, seed: int, seconds: float | None, verbose: int, start: float | None = None,
+                 val: Split | None = None):  # validation images of full size; None: those of the data are
+        self.data, self.profile, self.seed, self.seconds, self.verbose, self.val = data, profile, seed, seconds, verbose, val or data.val
         self.start = time.perf_counter() if start is None else start
         self.spent: dict[str, dict[str, Any]] = {}
         self.bar = tqdm(total=1.0, disable=not verbose, bar_format="{desc}{percentage:3.0f}% [{elapsed}<{remaining}]")
@@ -214,7 +237,7 @@ class Run:
         self.spent[name] = what | {"seconds": round(time.perf_counter() - start, 3)}
         if self.verbose > 1: self.bar.write(f"{name}: {self.spent[name]}")
 
-# %% ../nbs/22_fitting.ipynb #dd47f09
+# %% ../nbs/22_fitting.ipynb #dd47026
 def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, cost: float, optimum: Genotype | None = None) -> tuple[Any, float]:
     "A search, or the training of the hypernetwork; returns its result and the seconds of a step."
     each, watch = steps_a_pass(settings, run.data), Watch(deadline, run.bar, cost)
@@ -222,7 +245,7 @@ def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, c
     run.note(name, watch.times[0], epochs=len(found.log), steps=len(found.log) * each, images=settings.images or len(run.data.train))
     return found, watch.epoch_seconds / each
 
-# %% ../nbs/22_fitting.ipynb #dd47017
+# %% ../nbs/22_fitting.ipynb #dd47028
 def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Member,
                     seconds: float,  # that it may take; inf: as many passes as the settings say
                     cost: float,     # on the bar
@@ -239,7 +262,7 @@ def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Mem
     net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)
     return net, len(log)
 
-# %% ../nbs/22_fitting.ipynb #dd47f0c
+# %% ../nbs/22_fitting.ipynb #dd47030
 def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
     "The trained candidates and their validation probabilities (M, N, K); fewer than there are where the time budget ends."
     data, settings, least, expected = run.data, run.profile.retrain, run.profile.members, [1.0] * len(candidates)
@@ -255,13 +278,13 @@ def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple
         net, epochs = train_candidate(run, data, settings, member, expected[j] / sum(expected[j:]) * (run.until(0.99) - begun) - look, cost)
         trained = time.perf_counter()
         passes.append(epochs)
-        nets.append(ImageNetwork(net, data.mean, data.std).to(memory_format=torch.channels_last))
-        probs.append(predict(nets[-1], data.val, Pixels()))
+        nets.append(ImageNetwork(net, data.mean, data.std, run.profile.downscale).to(memory_format=torch.channels_last))
+        probs.append(predict(nets[-1], run.val, Pixels()))
         look, slow = time.perf_counter() - trained, (trained - begun) * settings.epochs / (epochs * expected[j])
     run.note("retraining", start, candidates=len(nets), epochs=min(passes), images=len(data.train))
     return nets, torch.stack(probs)
 
-# %% ../nbs/22_fitting.ipynb #dd47018
+# %% ../nbs/22_fitting.ipynb #dd47031
 def run_method(run: Run) -> dict[str, Any]:
     "The whole method; returns the fitted attributes of the estimator."
     data, seed, seconds = run.data, run.seed, run.seconds
@@ -273,7 +296,7 @@ def run_method(run: Run) -> dict[str, Any]:
     found, step = run_search(run, "search", run.profile.darts, run.until(0.25), costs[0])
     optimum = found.genotype
     if seconds is not None:
-        run.profile = replace(run.profile, hyper=search_settings(run.profile.hyper, data, seed, min(2400, 5 / 3 * search_share(run.profile, seconds, step) * seconds / step)))
+        run.profile = replace(run.profile, hyper=search_settings(run.profile.hyper, data, seed, 5 / 3 * search_steps_in(run.profile, seconds, step)))
     run.next("hypernetwork", costs[1], rest)
     found, _ = run_search(run, "hypernetwork", run.profile.hyper, run.until(0.6), costs[1], optimum)
     hypernetwork = found.structure.cpu()
@@ -287,5 +310,5 @@ def run_method(run: Run) -> dict[str, Any]:
     return {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": [candidates[i][0] for i in chosen.members],
             "members_": [nets[i] for i in chosen.members],
             "report_": {"spent": run.spent, "candidates": members, "chosen": list(chosen.members), "rule": chosen.rule, "calibration": found.log[-1]["calibration"],
-                        "validation": ensemble_metrics(probs[list(chosen.members)], labels), "network": {"channels": p.retrain.channels, "layers": p.retrain.layers},
+                        "validation": ensemble_metrics(probs[list(chosen.members)], labels), "network": {"channels": p.retrain.channels, "layers": p.retrain.layers}, "downscale": p.downscale,
                         "images": {k: len(getattr(data, k)) for k in ("train", "val")}}}
