@@ -48,6 +48,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'edgenes.benchmark.whole': ('benchmark.html#whole', 'edgenes/benchmark.py')},
             'edgenes.cli': { 'edgenes.cli.bench': ('cli.html#bench', 'edgenes/cli.py'),
                              'edgenes.cli.execute_notebooks': ('cli.html#execute_notebooks', 'edgenes/cli.py'),
+                             'edgenes.cli.experiments_of': ('cli.html#experiments_of', 'edgenes/cli.py'),
                              'edgenes.cli.main': ('cli.html#main', 'edgenes/cli.py'),
                              'edgenes.cli.missing': ('cli.html#missing', 'edgenes/cli.py'),
                              'edgenes.cli.report': ('cli.html#report', 'edgenes/cli.py'),

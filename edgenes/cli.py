@@ -18,11 +18,10 @@ from .pipeline import Reader, lacking
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
 from .records import Records
-from .report import EXPERIMENTS, build, experiment, published_figures, statements
 
 # %% auto #0
 __all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'scaling', 'seed_list',
-           'show', 'execute_notebooks', 'main']
+           'experiments_of', 'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51004
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -38,7 +37,7 @@ def run(profile: ProfileName = "demo",
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
         workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core, 1 on a GPU")] = None,
         results: Results = None,
-        experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
+        experiments: Annotated[str | None, typer.Option(help="which, separated by commas; default: all")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
         accelerate: Annotated[bool, typer.Option("--accelerate", help="compiled networks; on a GPU also bf16 and CUDA graphs: other rounding, so runs of their own")] = False,
         notebooks: Annotated[bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")] = True,
@@ -49,11 +48,11 @@ def run(profile: ProfileName = "demo",
     chosen = get_profile(profile, changes)
     shop = open_shop(chosen, results, data, device)
     chosen_seeds = seed_list(seeds or str(chosen.seeds))
-    names = [name.strip() for name in experiments.split(",")]
-    plans = [plan for name in names for seed in chosen_seeds for plan in experiment(name).plans(shop, seed)]
+    found = experiments_of(experiments)
+    plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
     if tables: show(Path(shop.results))
-    if notebooks: execute_notebooks(names, {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
+    if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
 
 # %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
@@ -76,18 +75,17 @@ def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: f
 register(app)
 
 # %% ../nbs/19_cli.ipynb #5e51007
-def missing(profile: str, results: Path | None = None, seeds: str | None = None, experiments: str = ",".join(EXPERIMENTS)) -> dict[tuple[str, int], list[str]]:
+def missing(profile: str, results: Path | None = None, seeds: str | None = None, experiments: str | None = None) -> dict[tuple[str, int], list[str]]:
     "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
     chosen = get_profile(profile)
     shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
-    names = [name.strip() for name in experiments.split(",")]
-    return lacking(shop, {(name, seed): experiment(name).plans(shop, seed) for name in names for seed in seed_list(seeds or str(chosen.seeds))})
+    return lacking(shop, {(name, seed): module.plans(shop, seed) for name, module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
 
 @app.command(epilog="Example: edgenes status cpu --seeds 3")
 def status(profile: ProfileName = "demo",
            seeds: Annotated[str | None, typer.Option(help="as in run; default: the profile's")] = None,
            results: Results = None,
-           experiments: Annotated[str, typer.Option(help="which, separated by commas; default: all")] = ",".join(EXPERIMENTS),
+           experiments: Annotated[str | None, typer.Option(help="which, separated by commas; default: all")] = None,
            ) -> None:
     "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
     lacks = missing(profile, results, seeds, experiments)
@@ -115,8 +113,14 @@ def seed_list(text: str) -> list[int]:
     require(len(numbers) == len(parts) and ("," in text or 0 < numbers[0] <= 1000), f"seeds is {short(text)}: give a number of seeds (3) or a list (0,4,5)")
     return numbers if "," in text else list(range(numbers[0]))
 
+def experiments_of(names: str | None) -> dict[str, Any]:
+    "The modules of the experiments that are named, or of all. `EdgenesError` for an unknown one."
+    from edgenes.report import EXPERIMENTS, experiment  # here: the libraries of figures take seconds to load
+    return {name: experiment(name) for name in ([part.strip() for part in names.split(",")] if names else EXPERIMENTS)}
+
 def show(folder: Path) -> None:
     "Builds tables and figures and prints what they say."
+    from edgenes.report import build, published_figures, statements
     require(folder.is_dir(), f"{folder} does not exist: run the profile first")
     published = published_figures(project_root())
     files = build(folder, published)

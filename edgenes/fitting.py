@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchmetrics.functional.classification  # noqa: F401  here, before the clock of a fit starts: its import takes seconds
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from .ensembles import check_probs
 
@@ -33,6 +32,7 @@ def ensemble_metrics(probs: Any,   # (M, N, K) softmax outputs of the members
     true = p[:, rows, y]
     pairs = [(answers[i] != answers[j]).float().mean() for i in range(members) for j in range(i)]
     kinds = max(classes, 2)
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error  # here: its import takes seconds
     accuracy = multiclass_accuracy(mean.argmax(1), y, num_classes=kinds, average="micro")
     mean_ece = mean.clamp(max=1 - 2**-24)  # torchmetrics puts a confidence of exactly 1 into a bin of its own: keep it in the last
     calibration = multiclass_calibration_error(mean_ece if classes > 1 else torch.cat([mean_ece, 0 * mean_ece], 1), y, num_classes=kinds, n_bins=ECE_BINS, norm="l1")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
     found = task.done(shop)
     if found is not None: return found
+    import_module("torchmetrics.functional.classification")  # takes seconds, which are not those of a run
     device = shop.data.train.images.device
     if device.type == "cpu": torch.set_num_threads(1)
     inputs = task.inputs(shop)
