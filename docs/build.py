@@ -179,7 +179,9 @@ def finish(page: Page) -> None:
     for table in soup.find_all("table"):
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "table"}))
         del table["border"]
-    for block in soup.select("pre"): block["tabindex"] = "0"
+    for block in soup.select("pre"):
+        if block.get_text(strip=True): block["tabindex"] = "0"
+        else: block.decompose()  # of a cell whose code is not shown
 
 
 class Links:

@@ -327,6 +327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'edgenes.fitting.measure': ('fitting.html#measure', 'edgenes/fitting.py'),
                                  'edgenes.fitting.plan_retraining': ('fitting.html#plan_retraining', 'edgenes/fitting.py'),
                                  'edgenes.fitting.plan_search': ('fitting.html#plan_search', 'edgenes/fitting.py'),
+                                 'edgenes.fitting.remarks': ('fitting.html#remarks', 'edgenes/fitting.py'),
                                  'edgenes.fitting.run_method': ('fitting.html#run_method', 'edgenes/fitting.py'),
                                  'edgenes.fitting.run_retraining': ('fitting.html#run_retraining', 'edgenes/fitting.py'),
                                  'edgenes.fitting.run_search': ('fitting.html#run_search', 'edgenes/fitting.py'),

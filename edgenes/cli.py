@@ -89,7 +89,7 @@ def status(profile: ProfileName = "demo",
            ) -> None:
     "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
     lacks = missing(profile, results, seeds, experiments)
-    for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {runs[0]}" + (f" and {len(runs) - 1} more" if runs[1:] else ""))
+    for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {len(runs)} run{'s' if runs[1:] else ''} can start, first {runs[0]}")
     typer.echo(f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing")
 
 # %% ../nbs/19_cli.ipynb #5e51009

@@ -306,7 +306,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
         names: tuple[str, ...] = tuple(map(str, range(10)))
         train = checked_split((bunch.images * 255 / 16).round().astype(np.uint8), bunch.target, 10, "digits")  # 17 grey levels
     elif source == "cifar100":
-        require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (or to an .npz file), or use the digits")
+        require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (torchvision's folder of CIFAR-100, which is downloaded there if it is empty, or an .npz file), or use the digits")
         names, train, test = read_source(Path(str(folder)), download=True)
     else:
         require(os.path.exists(str(source)), f"unknown data source {str(source)!r}: use digits, cifar100, or the path of an .npz file or a folder that exists")

@@ -54,6 +54,7 @@ def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/23_estimator.ipynb #6332007
 def to_split(images: Any, codes: np.ndarray | None, classes: int, where: str) -> Split:
     "Images (N, H, W, C) or (N, H, W) as a checked `Split`; without codes, as one for prediction."
+    require(not isinstance(images, (str, Path)), f"{images} is a path, which only fit and evaluate take: give an array of images, or use the command `edgenes predict`")
     try: pixels = np.asarray(images)
     except (ValueError, TypeError) as error: raise EdgenesError(f"{where}: images are not one array ({error}): give uint8 N x H x W x C") from error
     return checked_split(pixels, np.zeros(pixels.shape[:1], np.int64) if codes is None else codes, classes, where)
@@ -236,6 +237,7 @@ def card(m: Any) -> str:
              + (f" The networks see means of {k} x {k} pixels." if (k := r.get("downscale", 1)) > 1 else ""),
              "## What was done", table(("phase", "networks", "passes", "steps", "images", "seconds"), spent),
              f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was chosen ({r['rule']}).",
+             *([f"**Note**: {note}." for note in r.get("notes", ())]),
              "## On the validation images", "The ensemble was chosen on these images, which makes it look better than it is: measure it on images of your own.",
              table(("metric", "value"), r["validation"].items()), "## Candidates", table(("candidate", *keys, "chosen"), rows),
              "## Does lambda control the shared edges?", table(("lambda", "edges shared with the optimum"), r["calibration"]),

@@ -33,7 +33,7 @@ from .tasks import Member, drawn_lambdas
 __all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'scale_of', 'shrunk', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime',
            'Watch', 'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten',
            'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search', 'train_candidate',
-           'run_retraining', 'run_method']
+           'run_retraining', 'remarks', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
 SEARCH_STEPS = 300  # of the search for alpha*; the hypernetwork takes twice as many
@@ -286,6 +286,18 @@ def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple
     return nets, torch.stack(probs)
 
 # %% ../nbs/22_fitting.ipynb #dd47031
+def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validation images
+            chosen: Sequence[int], wanted: int, frequent: float, calibration: Sequence[Sequence[float]]) -> list[str]:
+    "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work."
+    found = []
+    if len(members) < wanted: found.append(f"{len(members)} of {wanted} candidates were retrained, {len(chosen)} of them are members: give more seconds, for more choice")
+    poor = [j for j in chosen if members[j]["accuracy_percent"] <= frequent]
+    if poor: found.append(f"members {', '.join(map(str, poor))} are no better on validation images than always naming the most frequent class: give more seconds, or fewer candidates")
+    error = sum(abs(lam - shared) for lam, shared in calibration) / len(calibration)
+    if error > 1: found.append(f"lambda misses the number of shared edges by {error:.1f} on average: the search was too short for the dial to work")
+    return found
+
+# %% ../nbs/22_fitting.ipynb #dd47034
 def run_method(run: Run) -> dict[str, Any]:
     "The whole method; returns the fitted attributes of the estimator."
     data, seed, seconds = run.data, run.seed, run.seconds
@@ -308,8 +320,11 @@ def run_method(run: Run) -> dict[str, Any]:
     chosen = select(probs, labels, p.members, "exhaustive" if few else "beam", p.criterion)
     members = [{"lambda": lam, "shared": g.shared_edges(optimum)} | ensemble_metrics(prob[None], labels)
                for lam, (g, _), prob in zip(drawn_lambdas(p, seed), candidates, probs)]
+    notes = remarks(members, chosen.members, p.candidates, 100 * (labels.bincount().max() / len(labels)).item(), found.log[-1]["calibration"])
+    if run.verbose:
+        for note in notes: run.bar.write(f"note: {note}")
     return {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": [candidates[i][0] for i in chosen.members],
             "members_": [nets[i] for i in chosen.members],
-            "report_": {"spent": run.spent, "candidates": members, "chosen": list(chosen.members), "rule": chosen.rule, "calibration": found.log[-1]["calibration"],
+            "report_": {"spent": run.spent, "candidates": members, "chosen": list(chosen.members), "rule": chosen.rule, "notes": notes, "calibration": found.log[-1]["calibration"],
                         "validation": ensemble_metrics(probs[list(chosen.members)], labels), "network": {"channels": p.retrain.channels, "layers": p.retrain.layers}, "downscale": p.downscale,
                         "images": {k: len(getattr(data, k)) for k in ("train", "val")}}}

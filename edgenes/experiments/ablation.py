@@ -51,8 +51,10 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 def table(found: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
-    "One row a variant: its control, and the accuracy of its networks, mean over lambda."
-    means, rows = found.groupby(["system", "seed"])["accuracy_percent"].mean(), []
+    "One row a variant: its control, and the accuracy of its networks, mean over lambda; over the seeds that every variant has, where there are any."
+    wide = found.groupby(["system", "seed"])["accuracy_percent"].mean().unstack()
+    if len(shared := wide.dropna(axis=1).columns): wide, controlled = wide[shared], controlled[controlled["seed"].isin(shared)]
+    means, rows = wide.stack().dropna(), []
     for name in CHANGES:
         if name not in means.index: continue
         part = controlled[controlled["variant"] == name]
@@ -91,7 +93,7 @@ def result(records: Records, published: dict) -> Result | None:
     tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {})
     by = rows.set_index("variant")
     said = ["The mean calibration error as a share of Lambda is " + ", ".join(f"{r['calibration_error_share']:.2f} ({v}, n = {int(r['n'])})" for v, r in by.iterrows()) + ".",
-            "The mean accuracy of the networks is " + ", ".join(f"{r['accuracy_percent']:.1f} % ({v})" for v, r in by.iterrows()) + "; over seeds that differ where n does."]
+            "The mean accuracy of the networks is " + ", ".join(f"{r['accuracy_percent']:.1f} % ({v})" for v, r in by.iterrows()) + "."]
     wide = found.groupby(["seed", "system"])["accuracy_percent"].mean().unstack().dropna()
     if len(wide) > 1 and "as described" in wide and wide.shape[1] > 1:
         tables["ablation_tests"] = compared = paired_tests(wide, "as described").reset_index(names="variant")

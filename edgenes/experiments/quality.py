@@ -169,7 +169,8 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
     by, n = quality.set_index(quality["system"].astype(str)), found["seed"].nunique()
     best = by["accuracy_percent"].idxmax()
     row = lambda name: f"{name} {by.loc[name, 'accuracy_percent']:.1f} %"
-    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy is that of {row(best)}"
+    of = "" if len(by) == len(SYSTEMS) else f", of the {len(by)} of {len(SYSTEMS)} systems that are finished,"
+    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}"
             + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
     variants = by.loc[[v for v in VARIANTS if v in by.index]]
     if len(variants):
@@ -178,7 +179,7 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
     if "DeepEns-N" in by.index and "EdgeNES" in by.index:
         gap = by.loc["EdgeNES", "accuracy_percent"] - by.loc["DeepEns-N", "accuracy_percent"]
         said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %: "
-                    f"EdgeNES is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} it.")
+                    f"EdgeNES is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} it.")
     compared = tables.get("T2_tests_accuracy")
     if compared is None: return said + ["With fewer than two complete seeds no difference between systems can be tested."]
     clear, same = compared[compared["p_holm"] < 0.05], compared[compared["p_equivalent"] < 0.05]

@@ -66,13 +66,13 @@ def space_figure(frame: pd.DataFrame, many: list[int], lams: list[float]) -> Fig
     for shared, part in frame[frame["kind"] == "random"].groupby("shared_edges"): ax.scatter(part["x"], part["y"], s=10, color=colours[shared], label=f"shares {shared}", alpha=0.7, linewidths=0)
     path = frame[frame["kind"] == "path"]
     if len(path):
-        ax.plot(path["x"], path["y"], "-", color="black", lw=1)
+        ax.plot(path["x"], path["y"], "-", color="black", lw=1, label="path of lambda")
         ax.scatter(path["x"], path["y"], s=28, color=[colours[s] for s in path["shared_edges"]], edgecolors="black", zorder=3)
         for (_, row), lam in zip(path.iterrows(), lams):
             if lam in (min(lams), max(lams)): ax.annotate(f"lambda = {lam:g}", (row["x"], row["y"]), textcoords="offset points", xytext=(5, 5), fontsize=8)
     ax.scatter(0, 0, marker="*", s=160, color="crimson", zorder=4, label="alpha*")
     ax.set(xticks=[], yticks=[], aspect="equal", title="genotypes around alpha* (MDS of the distances)")
-    ax.legend(fontsize=7, loc="upper left", frameon=True)
+    ax.legend(fontsize=7, loc="upper right", bbox_to_anchor=(0, 1), frameon=False)  # beside the plane: the path may go anywhere
     axes[1].bar(range(top + 1), many, color=colours)
     axes[1].set(yscale="log", xlabel="edges shared with alpha*", ylabel="number of genotypes", xticks=range(top + 1))
     for i, m in enumerate(many): axes[1].annotate(f"{m:,}", (i, m), ha="center", va="bottom", fontsize=8)

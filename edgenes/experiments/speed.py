@@ -97,7 +97,7 @@ def speed_figure(found: pd.DataFrame) -> Figure:
         for ax, x in zip(axes, ("iteration", "total_seconds")):
             for _, c in part.groupby("seed"): ax.plot(c[x], c["accuracy_percent"], lw=0.7, alpha=0.5, color=colour)
             ax.plot(means[x], means["accuracy_percent"], "o-", lw=2.2, ms=4, color=colour, label=name)
-    axes[0].set(xlabel="search iterations (epochs; DartsEns: of all runs)", ylabel="test accuracy of the ensemble (%)")
+    axes[0].set(xlabel="search iterations (epochs; DartsEns: of all runs;\nEdgeNES: of the hypernetwork, after the search of alpha*)", ylabel="test accuracy of the ensemble (%)")
     axes[1].set(xlabel="total compute seconds, with retraining")
     axes[1].legend(frameon=False, loc="lower right")
     return fig
