@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'edgenes'},
   'syms': { 'edgenes.app': { 'edgenes.app.draw': ('app.html#draw', 'edgenes/app.py'),
                              'edgenes.app.evaluate': ('app.html#evaluate', 'edgenes/app.py'),
+                             'edgenes.app.export': ('app.html#export', 'edgenes/app.py'),
                              'edgenes.app.fit': ('app.html#fit', 'edgenes/app.py'),
                              'edgenes.app.predict': ('app.html#predict', 'edgenes/app.py'),
                              'edgenes.app.register': ('app.html#register', 'edgenes/app.py'),

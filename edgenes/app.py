@@ -15,7 +15,7 @@ import typer
 from .core import read_json, require, write_atomic
 
 # %% auto #0
-__all__ = ['Saved', 'Device', 'Quiet', 'EXAMPLES', 'fit', 'predict', 'evaluate', 'sample', 'draw', 'register']
+__all__ = ['Saved', 'Device', 'Quiet', 'EXAMPLES', 'fit', 'predict', 'evaluate', 'sample', 'draw', 'export', 'register']
 
 # %% ../nbs/24_app.ipynb #0a87004
 Saved = Annotated[Path, typer.Argument(help="folder that `edgenes fit` wrote")]
@@ -97,9 +97,19 @@ def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a f
         require(path.suffix in (".svg", ".png"), f"cannot draw {path}: give a name that ends in .svg or .png")
         typer.echo(f"wrote {write_atomic(path, picture(genotype, m.optimum_ if m else None, path.stem, path.suffix[1:]))}")
 
-# %% ../nbs/24_app.ipynb #0a87010
+# %% ../nbs/24_app.ipynb #0a87011
+def export(ensemble: Saved,
+           out: Annotated[Path, typer.Option(help="the file: a name that ends in .pt2")],
+           ) -> None:
+    "Writes the whole ensemble as one torch.export file, checked against the model: float images in [0, 1] to probabilities."
+    from edgenes.estimator import EdgeNES
+    require(out.suffix == ".pt2", f"cannot write {out}: give a name that ends in .pt2")
+    typer.echo(f"wrote {EdgeNES.load(ensemble, 'cpu', verbose=0).export(out)}; torch.export.load(\"{out.name}\").module() runs it")
+
+# %% ../nbs/24_app.ipynb #0a87012
 EXAMPLES = {fit: "fit pictures/ --out ensemble/ --time-budget 600", predict: "predict ensemble/ new_pictures/ --out answers.csv",
-            evaluate: "evaluate ensemble/ pictures/test", sample: "sample ensemble/ --lambda 2 > genotype.json", draw: "draw genotype.json --out cell.svg"}
+            evaluate: "evaluate ensemble/ pictures/test", sample: "sample ensemble/ --lambda 2 > genotype.json", draw: "draw genotype.json --out cell.svg",
+            export: "export ensemble/ --out ensemble.pt2"}
 
 def register(app: Any) -> None:  # a typer application
     "Adds the commands."
