@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'edgenes.fitting.Run.__init__': ('fitting.html#run.__init__', 'edgenes/fitting.py'),
                                  'edgenes.fitting.Run.next': ('fitting.html#run.next', 'edgenes/fitting.py'),
                                  'edgenes.fitting.Run.note': ('fitting.html#run.note', 'edgenes/fitting.py'),
+                                 'edgenes.fitting.Run.tell': ('fitting.html#run.tell', 'edgenes/fitting.py'),
                                  'edgenes.fitting.Run.until': ('fitting.html#run.until', 'edgenes/fitting.py'),
                                  'edgenes.fitting.Watch': ('fitting.html#watch', 'edgenes/fitting.py'),
                                  'edgenes.fitting.Watch.__call__': ('fitting.html#watch.__call__', 'edgenes/fitting.py'),
