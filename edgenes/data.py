@@ -22,8 +22,8 @@ from .core import EdgenesError, content_hash, derive_seed, require, whole
 
 # %% auto #0
 __all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'Split', 'Data', 'downscale_images', 'channel_statistics', 'draw_splits',
-           'assemble', 'checked_split', 'read_npz', 'pictures_in', 'read_pictures', 'read_classes', 'read_torchvision',
-           'read_source', 'read_part', 'load_data', 'Augment', 'augment', 'batches']
+           'assemble', 'shrunk', 'checked_split', 'read_npz', 'pictures_in', 'read_pictures', 'read_classes',
+           'read_torchvision', 'read_source', 'read_part', 'load_data', 'Augment', 'augment', 'batches']
 
 # %% ../nbs/01_data.ipynb #30a7005
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,12 @@ def assemble(name: str, class_names: tuple[str, ...], splits: dict[str, Split], 
     return Data(name, class_names, **splits, indices={k: v.tolist() for k, v in indices.items()}, mean=mean, std=std,
                 fingerprint=content_hash([list(class_names), content]))
 
-# %% ../nbs/01_data.ipynb #30a7018
+# %% ../nbs/01_data.ipynb #30a7017
+def shrunk(data: Data, factor: int) -> Data:
+    "The data with means of so many pixels square in the place of pixels."
+    return data if factor == 1 else assemble(data.name, data.class_names, {name: getattr(data, name) for name in ("train", "val", "test")}, {k: np.array(v) for k, v in data.indices.items()}, factor)
+
+# %% ../nbs/01_data.ipynb #30a7020
 def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
                   labels: np.ndarray,  # (N,)
                   classes: int,        # K
@@ -166,7 +171,7 @@ def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
     require(h % 2 == 0 == w % 2, f"{where}: images are {h} x {w} pixels (N x H x W x C is read): height and width must be even, resize or pad them")
     return Split(torch.from_numpy(np.require(images.transpose(0, 3, 1, 2), requirements=("C", "W"))), torch.from_numpy(labels.astype(np.int64)))
 
-# %% ../nbs/01_data.ipynb #30a7020
+# %% ../nbs/01_data.ipynb #30a7022
 Source = tuple[tuple[str, ...], Split, Split]
 ARRAYS = ("class_names", "train_images", "train_labels", "test_images", "test_labels")
 
@@ -189,7 +194,7 @@ def read_npz(path: Path) -> Source:
     train, test = (checked_split(arrays[i], arrays[i + 1], len(names), f"{part} of {path}") for i, part in ((0, "train"), (2, "test")))
     return tuple(names.tolist()), train, test
 
-# %% ../nbs/01_data.ipynb #30a7022
+# %% ../nbs/01_data.ipynb #30a7024
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
@@ -216,7 +221,7 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
         except Exception as error: raise EdgenesError(f"cannot read the picture {file} ({type(error).__name__}): replace or delete it") from error
     return np.stack(images)
 
-# %% ../nbs/01_data.ipynb #30a7024
+# %% ../nbs/01_data.ipynb #30a7026
 def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
     "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
     names = [sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) for folder in folders]
@@ -231,7 +236,7 @@ def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
         splits.append(checked_split(images[start:end], labels, len(part), f"{folder.name} of {folder.parent}"))
     return tuple(names[0]), splits
 
-# %% ../nbs/01_data.ipynb #30a7026
+# %% ../nbs/01_data.ipynb #30a7028
 class _Plain(pickle.Unpickler):
     "Builds lists, strings and arrays of numbers, nothing else."
     def find_class(self, module: str, name: str) -> Any:
@@ -260,7 +265,7 @@ def read_torchvision(path: Path) -> Source:
                    for s, part in zip(sets, ("train", "test")))
     return names, train, test
 
-# %% ../nbs/01_data.ipynb #30a7027
+# %% ../nbs/01_data.ipynb #30a7029
 def read_source(path: Path, download: bool = False) -> Source:
     "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
     require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
@@ -288,7 +293,7 @@ def read_part(path: Path, part: str) -> tuple[tuple[str, ...], Split]:
     names, *splits = read_source(path)
     return names, splits[part == "test"]
 
-# %% ../nbs/01_data.ipynb #30a7029
+# %% ../nbs/01_data.ipynb #30a7031
 def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the path of an .npz file or a folder
               folder: str | Path | None = None,  # of cifar100: where it is or shall be; an .npz file or a folder in any of the three forms
               *,
@@ -318,7 +323,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
     splits = {k: (official if k == "test" else train).take(v) for k, v in index.items()}
     return assemble(Path(str(source)).stem, names, splits, index, downscale).to(device)
 
-# %% ../nbs/01_data.ipynb #30a7039
+# %% ../nbs/01_data.ipynb #30a7041
 @dataclass(frozen=True)
 class Augment:
     "What is done to training pictures; the default is nothing."
@@ -330,7 +335,7 @@ class Augment:
         whole(self.pad, "pad", 0), whole(self.cutout, "cutout", 0)
         require(isinstance(self.flip, bool), f"flip must be true or false, not {self.flip!r}")
 
-# %% ../nbs/01_data.ipynb #30a7040
+# %% ../nbs/01_data.ipynb #30a7042
 def augment(x: torch.Tensor,             # (N, C, H, W), float
             aug: Augment,                # what to do
             generator: torch.Generator,  # on the CPU, so that a GPU sees the same numbers
@@ -353,7 +358,7 @@ def augment(x: torch.Tensor,             # (N, C, H, W), float
 
 _augment = augment  # `batches` has a parameter of that name
 
-# %% ../nbs/01_data.ipynb #30a7045
+# %% ../nbs/01_data.ipynb #30a7047
 def batches(split: Split,                             # what to go through once
             data: Data,                               # whose statistics normalise it
             batch_size: int,                          # images; a smaller split is one batch

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from . import __version__
 from .core import EdgenesError, content_hash, pick_device, read_json, require, stream, write_atomic, write_json
-from .data import Data, Split, assemble, checked_split, draw_splits, read_part
+from .data import Data, Split, assemble, checked_split, draw_splits, read_part, shrunk
 from .ensembles import average
-from .fitting import Ensemble, ImageNetwork, Pixels, Run, make_profile, run_method, shrunk
+from .fitting import Pixels, Run, make_profile, run_method
 from .genotype import Genotype
 from .hypernetwork import Hypernetwork
 from .metrics import Uncertainty, ensemble_metrics, uncertainty
-from .retraining import DiscreteNetwork, predict
+from .retraining import DiscreteNetwork, Ensemble, ImageNetwork, predict
 
 # %% auto #0
 __all__ = ['FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'Answers', 'Judged', 'Kept', 'Parameters',

@@ -11,41 +11,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torchmetrics.functional.classification  # noqa: F401  here, before the clock of a fit starts: its import takes seconds
-from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch import Tensor
 from tqdm import tqdm
 
 from .core import EdgenesError, require, stream
-from .data import Augment, Data, Split, assemble
+from .data import Augment, Data, Split
 from .ensembles import select
 from .genotype import Genotype
 from .metrics import ensemble_metrics
 from .pipeline import seeded
 from .profiles import PROFILES, Profile
-from .retraining import DiscreteNetwork, RetrainSettings, predict, retrain
+from .retraining import DiscreteNetwork, ImageNetwork, RetrainSettings, predict, retrain
 from .search import SearchSettings, search
 from .tasks import Member, drawn_lambdas
 
 # %% auto #0
-__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'scale_of', 'shrunk', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime',
-           'Watch', 'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten',
-           'plan_retraining', 'ImageNetwork', 'Ensemble', 'Pixels', 'Run', 'run_search', 'train_candidate',
-           'run_retraining', 'remarks', 'run_method']
+__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'scale_of', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch',
+           'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten', 'plan_retraining',
+           'Pixels', 'Run', 'run_search', 'train_candidate', 'run_retraining', 'remarks', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
 def scale_of(height: int, width: int) -> int:
     "The largest k for which means of k x k pixels leave 32 a side or more, an even number; 1 for smaller images."
     return max((k for k in range(1, 1 + min(height, width) // 32) if height % (2 * k) == 0 == width % (2 * k)), default=1)
 
-def shrunk(data: Data, factor: int) -> Data:
-    "The data with means of so many pixels square in the place of pixels."
-    if factor == 1: return data
-    return assemble(data.name, data.class_names, {name: getattr(data, name) for name in ("train", "val", "test")}, {k: np.array(v) for k, v in data.indices.items()}, factor)
-
-# %% ../nbs/22_fitting.ipynb #dd47007
 SEARCH_STEPS = 300  # of the search for alpha*; the hypernetwork takes twice as many
 
 def search_settings(base: SearchSettings,  # everything but the budgets
@@ -68,7 +59,7 @@ def steps_a_pass(s: SearchSettings, data: Data) -> int:
     "Bilevel steps of an epoch."
     return max(1, min(s.images or len(data.train), len(data.train)) // 2 // s.batch_size)
 
-# %% ../nbs/22_fitting.ipynb #dd47009
+# %% ../nbs/22_fitting.ipynb #dd47007
 def make_profile(data: Data,
                  seed: int,
                  search_steps: int | None = None,  # bilevel steps for alpha*, and half of those for the hypernetwork; None: 300
@@ -87,7 +78,7 @@ def make_profile(data: Data,
     unused: dict[str, Any] = {"curve_points": 1} | dict.fromkeys(("deep_pool", "free_pool", "screened"), 10_000)  # of experiments, not of a fit
     return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining, downscale=scale, **unused, **fields)
 
-# %% ../nbs/22_fitting.ipynb #dd47012
+# %% ../nbs/22_fitting.ipynb #dd47010
 class OutOfTime(Exception):
     "Ends a training at its deadline."
 
@@ -112,7 +103,7 @@ class Watch:
         "Mean wall time of an epoch, the first left out: it warms up."
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2) if len(self.times) > 2 else self.times[-1] - self.times[0]
 
-# %% ../nbs/22_fitting.ipynb #dd47014
+# %% ../nbs/22_fitting.ipynb #dd47012
 def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> Any:
     "What `train(settings, watch)` returns, or what it has reached at the deadline."
     try: return train(settings, watch)
@@ -120,7 +111,7 @@ def watched(train: Callable[[Any, Watch], Any], settings: Any, watch: Watch) -> 
         assert watch.state is not None, "a training stops after an epoch, when its state was saved"
         return train(replace(settings, epochs=len(watch.state["log"])), watch)
 
-# %% ../nbs/22_fitting.ipynb #dd47017
+# %% ../nbs/22_fitting.ipynb #dd47015
 LEAST_STEPS = 150  # of a retraining, below which the searches take less time and batches are smaller
 
 def search_steps_in(profile: Profile, seconds: float, step: float) -> float:
@@ -140,7 +131,7 @@ def plan_search(data: Data, profile: Profile, seed: int, seconds: float) -> Prof
     require(8 * step < seconds, f"time_budget is {seconds:g} s, but one search step takes {step:.2g} s on these images: give more seconds, or smaller images")
     return replace(profile, darts=search_settings(profile.darts, data, seed, search_steps_in(profile, seconds, step)))
 
-# %% ../nbs/22_fitting.ipynb #dd47019
+# %% ../nbs/22_fitting.ipynb #dd47017
 def measure(data: Data, settings: RetrainSettings, candidates: Sequence[Member],
             seconds: float,  # that members have together; batches become smaller where it does not hold enough steps
             least: int,      # members
@@ -159,7 +150,7 @@ def measure(data: Data, settings: RetrainSettings, candidates: Sequence[Member],
         costs[genotype.key] = watch.epoch_seconds * (len(data.train) // batch), (time.perf_counter() - start) * len(data.val) / batch
     return settings, [costs[genotype.key] for genotype, _ in candidates]
 
-# %% ../nbs/22_fitting.ipynb #dd47021
+# %% ../nbs/22_fitting.ipynb #dd47019
 def shorten(data: Data, passes: float, batch: int) -> tuple[Data, int]:
     "The data, with fewer training images where these fill the passes, and a whole number of passes, at least 1."
     n, epochs = len(data.train), max(1, int(passes) if passes >= 10 else math.ceil(passes))
@@ -183,36 +174,13 @@ def plan_retraining(data: Data,
     part, epochs = shorten(data, max(0.0, passes[keep - 1]), min(settings.batch_size, len(data.train)))
     return part, replace(settings, epochs=epochs), [epochs * len(part.train) / len(data.train) * trains[j] + looks[j] for j in range(keep)]
 
-# %% ../nbs/22_fitting.ipynb #dd47025
-class ImageNetwork(nn.Module):
-    "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Downscaling and normalisation are inside."
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor, downscale: int = 1):  # (C,) each; the network sees means of so many pixels square
-        super().__init__()
-        self.net, self.downscale = net, downscale
-        self.register_buffer("mean", mean.detach().clone()[:, None, None])
-        self.register_buffer("std", std.detach().clone()[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.downscale > 1: x = avg_pool2d(x, self.downscale)
-        return self.net((x - self.mean) / self.std)
-
-class Ensemble(nn.Module):
-    "All members as one module: float images in [0, 1], (N, C, H, W), to mean probabilities (N, K)."
-    def __init__(self, members: Any):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor: return torch.stack([member(x).softmax(1) for member in self.members]).mean(0)
-
+# %% ../nbs/22_fitting.ipynb #dd47023
 class Pixels:
     "In the place of `Data` for `predict`: members normalise, so that uint8 becomes [0, 1] and no more."
     @staticmethod
     def normalise(images: Tensor) -> Tensor: return images.contiguous(memory_format=torch.channels_last).float().div_(255)
 
-# %% ../nbs/22_fitting.ipynb #dd47026
+# %% ../nbs/22_fitting.ipynb #dd47024
 class Run:
     "One fit: its data, budgets, clock, bar, and what was spent."
     def __init__(self, data: Data, profile: Profile, seed: int, seconds: float | None, verbose: int, start: float | None = None,
@@ -235,15 +203,11 @@ class Run:
         self.bar.total = self.bar.n + sum(ahead)
         self.bar.set_description(name)
 
-    def tell(self, notes: list[str]) -> list[str]:
-        for note in notes if self.verbose else (): self.bar.write(f"note: {note}")
-        return notes
-
     def note(self, name: str, start: float, **what: Any) -> None:
         self.spent[name] = what | {"seconds": round(time.perf_counter() - start, 3)}
         if self.verbose > 1: self.bar.write(f"{name}: {self.spent[name]}")
 
-# %% ../nbs/22_fitting.ipynb #dd47028
+# %% ../nbs/22_fitting.ipynb #dd47026
 def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, cost: float, optimum: Genotype | None = None) -> tuple[Any, float]:
     "A search, or the training of the hypernetwork; returns its result and the seconds of a step."
     each, watch = steps_a_pass(settings, run.data), Watch(deadline, run.bar, cost)
@@ -251,7 +215,7 @@ def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, c
     run.note(name, watch.times[0], epochs=len(found.log), steps=len(found.log) * each, images=settings.images or len(run.data.train))
     return found, watch.epoch_seconds / each
 
-# %% ../nbs/22_fitting.ipynb #dd47030
+# %% ../nbs/22_fitting.ipynb #dd47028
 def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Member,
                     seconds: float,  # that it may take; inf: as many passes as the settings say
                     cost: float,     # on the bar
@@ -268,7 +232,7 @@ def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Mem
     net, log = watched(lambda s, w: retrain(data, genotype, s, seed, w, w), settings, watch)
     return net, len(log)
 
-# %% ../nbs/22_fitting.ipynb #dd47032
+# %% ../nbs/22_fitting.ipynb #dd47030
 def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple[list[ImageNetwork], Tensor]:
     "The trained candidates and their validation probabilities (M, N, K); fewer than there are where the time budget ends."
     data, settings, least, expected = run.data, run.profile.retrain, run.profile.members, [1.0] * len(candidates)
@@ -290,7 +254,7 @@ def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple
     run.note("retraining", start, candidates=len(nets), epochs=min(passes), images=len(data.train))
     return nets, torch.stack(probs)
 
-# %% ../nbs/22_fitting.ipynb #dd47033
+# %% ../nbs/22_fitting.ipynb #dd47031
 def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validation images
             chosen: Sequence[int], wanted: int, frequent: float, calibration: Sequence[Sequence[float]]) -> list[str]:
     "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work."
@@ -302,7 +266,7 @@ def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validat
     if error > 1: found.append(f"lambda misses the number of shared edges by {error:.1f} on average: the search was too short for the dial to work")
     return found
 
-# %% ../nbs/22_fitting.ipynb #dd47036
+# %% ../nbs/22_fitting.ipynb #dd47034
 def run_method(run: Run) -> dict[str, Any]:
     "The whole method; returns the fitted attributes of the estimator."
     data, seed, seconds = run.data, run.seed, run.seconds
@@ -325,7 +289,8 @@ def run_method(run: Run) -> dict[str, Any]:
     chosen = select(probs, labels, p.members, "exhaustive" if few else "beam", p.criterion)
     members = [{"lambda": lam, "shared": g.shared_edges(optimum)} | ensemble_metrics(prob[None], labels)
                for lam, (g, _), prob in zip(drawn_lambdas(p, seed), candidates, probs)]
-    notes = run.tell(remarks(members, chosen.members, p.candidates, 100 * (labels.bincount().max() / len(labels)).item(), found.log[-1]["calibration"]))
+    notes = remarks(members, chosen.members, p.candidates, 100 * (labels.bincount().max() / len(labels)).item(), found.log[-1]["calibration"])
+    for note in notes if run.verbose else (): run.bar.write(f"note: {note}")
     return {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": [candidates[i][0] for i in chosen.members],
             "members_": [nets[i] for i in chosen.members],
             "report_": {"spent": run.spent, "candidates": members, "chosen": list(chosen.members), "rule": chosen.rule, "notes": notes, "calibration": found.log[-1]["calibration"],

@@ -22,7 +22,8 @@ from .search import Checkpoint, anneal_cosine, restore
 from .supernet import check_batch, reduction_cells
 
 # %% auto #0
-__all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork', 'RetrainSettings', 'retrain', 'Normaliser', 'predict']
+__all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork', 'RetrainSettings', 'retrain', 'Normaliser', 'predict',
+           'ImageNetwork', 'Ensemble']
 
 # %% ../nbs/08_retraining.ipynb #6bf9005
 class DiscreteCell(nn.Module):
@@ -190,3 +191,23 @@ def predict(net: nn.Module,
     with torch.no_grad():
         parts = [net(data.normalise(part)).softmax(1).cpu() for part in split.images.split(batch_size)]
     return torch.cat(parts)
+
+# %% ../nbs/08_retraining.ipynb #6bf9021
+class ImageNetwork(nn.Module):
+    "A member: float images in [0, 1], (N, C, H, W), to logits (N, K). Downscaling and normalisation are inside."
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: DiscreteNetwork, mean: Tensor, std: Tensor, downscale: int = 1):  # (C,) each; the network sees means of so many pixels square
+        super().__init__()
+        self.net, self.downscale = net, downscale
+        self.register_buffer("mean", mean.detach().clone()[:, None, None])
+        self.register_buffer("std", std.detach().clone()[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.downscale > 1: x = F.avg_pool2d(x, self.downscale)
+        return self.net((x - self.mean) / self.std)
+
+class Ensemble(nn.ModuleList):
+    "All members as one module: float images in [0, 1], (N, C, H, W), to mean probabilities (N, K)."
+    def forward(self, x: Tensor) -> Tensor: return torch.stack([member(x).softmax(1) for member in self]).mean(0)
