@@ -1,6 +1,6 @@
 """The pipeline again and again in one process: memory stays flat, and no process, file or kernel is left over.
 
-By hand, for hours: python tests/test_soak.py demo 20
+By hand, for hours, with all training in this process: python tests/test_soak.py demo 20 0 1
 """
 import json
 import os
@@ -21,8 +21,11 @@ ROUNDS = int(os.environ.get("EDGENES_SOAK_ROUNDS", 0))  # 0: as many as fit in S
 WARM = 2  # rounds in which libraries are loaded, and allocators find their size
 
 
-def soak(profile: str, rounds: int, seconds: float, folder: Path):
-    """Yields after every round what the process holds. A round: every experiment of a seed on two workers, tables, figures, report, and a notebook in a kernel of its own."""
+def soak(profile: str, rounds: int, seconds: float, folder: Path, workers: int = 2):
+    """Yields after every round what the process holds. A round: every experiment of a seed, tables, figures, report, and a notebook in a kernel of its own.
+
+    Where `workers` of them share the work, the runs of quality are repeated in this process.
+    """
     import gc
     import threading
 
@@ -35,11 +38,12 @@ def soak(profile: str, rounds: int, seconds: float, folder: Path):
     while number < rounds or (not rounds and (number < WARM + 2 or time.monotonic() - start < seconds)):
         results, number = folder / f"round{number}", number + 1
         chosen = ("quality", "shift") if profile == "smoke" else EXPERIMENTS
-        for workers in (2, 1):  # a second start finds all done, and is this process alone
+        for processes in (workers, 1):  # a second start finds all done, and is this process alone
             shop = open_shop(get_profile(profile), results, device="cpu")
-            run(shop, [plan for name in chosen for plan in experiment(name).plans(shop, 0)], workers=workers, progress=False)
-        shutil.rmtree(results / "runs")  # the same runs in this process
-        run(shop, experiment("quality").plans(shop, 0), workers=1, progress=False)
+            run(shop, [plan for name in chosen for plan in experiment(name).plans(shop, 0)], workers=processes, progress=False)
+        if workers > 1:
+            shutil.rmtree(results / "runs")
+            run(shop, experiment("quality").plans(shop, 0), workers=1, progress=False)
         build(results)
         papermill.execute_notebook(str(ROOT / "nbs/experiments/space.ipynb"), str(results / "space.ipynb"), {"profile": profile, "results": str(results), "device": "cpu"}, progress_bar=False)
         torn = [str(p) for p in results.rglob("*.tmp")] + [str(p) for p in (results / "work").iterdir()]
@@ -87,6 +91,7 @@ def test_workers_end_with_their_parent(how, tmp_path):
 
 
 if __name__ == "__main__":
-    profile, rounds, seconds = (sys.argv[1:] + ["0", "40"])[:3] if len(sys.argv) < 4 else sys.argv[1:4]
+    given = sys.argv[1:]
+    profile, rounds, seconds, workers = given + ["smoke", "0", "40", "2"][len(given):]
     with tempfile.TemporaryDirectory() as folder:
-        for line in soak(profile, int(rounds), float(seconds), Path(folder)): print(json.dumps(line), flush=True)
+        for line in soak(profile, int(rounds), float(seconds), Path(folder), int(workers)): print(json.dumps(line), flush=True)
