@@ -679,6 +679,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'edgenes.tasks.Task.retrainings': ('tasks.html#task.retrainings', 'edgenes/tasks.py'),
                                'edgenes.tasks._inputs': ('tasks.html#_inputs', 'edgenes/tasks.py'),
                                'edgenes.tasks._kept': ('tasks.html#_kept', 'edgenes/tasks.py'),
+                               'edgenes.tasks._lambdas': ('tasks.html#_lambdas', 'edgenes/tasks.py'),
                                'edgenes.tasks._predictions': ('tasks.html#_predictions', 'edgenes/tasks.py'),
                                'edgenes.tasks._run_evolution': ('tasks.html#_run_evolution', 'edgenes/tasks.py'),
                                'edgenes.tasks._run_retraining': ('tasks.html#_run_retraining', 'edgenes/tasks.py'),

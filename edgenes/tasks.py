@@ -180,14 +180,17 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 # %% ../nbs/16_tasks.ipynb #5dc9017
+def _lambdas(profile: Profile, draws: int, generator: torch.Generator, skewed: bool) -> list[float]:
+    "Rounded roots in float64: they are part of keys, and the last bits of a root in float32 depend on the processor."
+    return [round(profile.space.max_shared * (u ** (1 / 3) if skewed else u), 6) for u in torch.rand(draws, generator=generator).tolist()]
+
 def drawn_lambdas(profile: Profile, seed: int, skewed: bool = False) -> list[float]:
     "The N draws of lambda of a seed: U(0, Lambda), or with a density that grows as lambda^2."
-    u = torch.rand(profile.candidates, generator=stream(seed, "lambda"))
-    return (profile.space.max_shared * (u ** (1 / 3) if skewed else u)).tolist()
+    return _lambdas(profile, profile.candidates, stream(seed, "lambda"), skewed)
 
 def screened_lambdas(profile: Profile, seed: int) -> list[float]:
     "The draws of lambda that a screening judges."
-    return (profile.space.max_shared * torch.rand(profile.screened, generator=stream(seed, "screened")) ** (1 / 3)).tolist()
+    return _lambdas(profile, profile.screened, stream(seed, "screened"), True)
 
 def _run_search(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[dict[str, Any], dict[str, float]]:
     settings = settings_of(shop.profile, task.kind, task.variant)
