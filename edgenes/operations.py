@@ -5,6 +5,7 @@
 # %% ../nbs/03_operations.ipynb #3203002
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +17,9 @@ from .core import require
 from .genotype import ADDED, OPERATIONS
 
 # %% auto #0
-__all__ = ['Window', 'SMALL', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel', 'dense',
-           'norm', 'ConvNorm', 'corner_weight', 'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool',
-           'operation']
+__all__ = ['Window', 'SMALL', 'EPS', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel',
+           'dense', 'norm_sum', 'batch_norm', 'norm', 'BatchNorm', 'ConvNorm', 'corner_weight', 'FactorizedReduce',
+           'Depthwise', 'preprocess', 'AveragePool', 'operation']
 
 # %% ../nbs/03_operations.ipynb #3203005
 def _library_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: tuple[int, int], wanted: tuple[bool, bool]) -> Any:
@@ -217,10 +218,86 @@ def dense(x: Tensor) -> Tensor:
     "x itself, but its gradient is made dense with the channels last: that of a concatenation is a slice, for which libraries take slow routes."
     return _Dense.apply(x)
 
+# %% ../nbs/03_operations.ipynb #3203021b
+EPS = 1e-5  # what BN adds to a variance
+
+def _interleaved(x: Tensor) -> int:
+    "How many pixels are taken as one: the fewest whose channels together fill vectors of 16 numbers (identity 9)."
+    k = math.lcm(x.shape[1], 16) // x.shape[1]
+    return k if x.shape[1] % 2 == 0 and x.numel() // x.shape[1] % (2 * k) == 0 else 1
+
+def _long(x: Tensor, k: int) -> Tensor:
+    "A dense channels_last (N, C, H, W) as one channels_last image (1, k * C, pixels / k, 1), without a copy."
+    return x.permute(0, 2, 3, 1).reshape(1, -1, 1, k * x.shape[1]).permute(0, 3, 1, 2)
+
+def _tiled(v: Tensor, k: int) -> Tensor: return (v if k == 1 else v.repeat(k)).view(1, -1, 1, 1)
+
+def _moments(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    "Mean and 1 / standard deviation of every channel (identity 9)."
+    means, variances = (m.view(k, -1) for m in torch.batch_norm_update_stats(_long(x, k), None, None, 0.0))
+    mean = means.mean(0)
+    return mean, (variances.mean(0) + (means - mean).square().mean(0) + EPS).rsqrt()
+
+# %% ../nbs/03_operations.ipynb #3203021c
+class _NormSum(torch.autograd.Function):
+    "The weighted sum of normalised tensors (identity 10)."
+    @staticmethod
+    def forward(ctx, count, *given):  # so many tensors, then their weights
+        xs, scales = given[:count], given[count:]
+        ctx.ks, moments = [_interleaved(x) for x in xs], [_moments(x, _interleaved(x)) for x in xs]
+        ctx.save_for_backward(*xs, *scales, *(m for pair in moments for m in pair))
+        factors = [scale * deviation for scale, (_, deviation) in zip(scales, moments)]
+        shift = -sum(f * mean for f, (mean, _) in zip(factors, moments))
+        k, out = ctx.ks[0], torch.empty_like(xs[0])
+        total = _tiled(shift, k)
+        for x, f in zip(xs, factors): total = torch.addcmul(total, _long(x, k), _tiled(f, k), out=_long(out, k))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        count, saved, grad = len(ctx.ks), ctx.saved_tensors, _channels_last(grad)
+        xs, scales, means, deviations = saved[:count], saved[count:2 * count], saved[2 * count::2], saved[2 * count + 1::2]
+        found = [_norm_grad(grad, *term, k, (ctx.needs_input_grad[1 + i], ctx.needs_input_grad[1 + count + i]))
+                 for i, (*term, k) in enumerate(zip(xs, scales, means, deviations, ctx.ks))]
+        return None, *(dx for dx, _ in found), *(ds for _, ds in found)
+
+# %% ../nbs/03_operations.ipynb #3203021d
+def _norm_grad(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, deviation: Tensor, k: int, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    "The gradients of one term with respect to the tensor and its weights; `deviation` is 1 / sigma."
+    library = torch.ops.aten.native_batch_norm_backward
+    if k == 1: return library(grad, x, scale, None, None, mean, deviation, True, EPS, [*wanted, False])[:2]
+    flat = _long(grad, k)
+    _, d_scale, total = library(flat, _long(x, k), mean.repeat(k), None, None, mean.repeat(k), deviation.repeat(k), True, EPS, [False, True, True])
+    d_scale, total = (v.view(k, -1).sum(0) for v in (d_scale, total))
+    if not wanted[0]: return None, d_scale
+    n, factor = x.numel() // x.shape[1], scale * deviation
+    slope = -factor * deviation * d_scale / n
+    dx = torch.empty_like(x)
+    torch.addcmul(_tiled(-factor * total / n - slope * mean, k), flat, _tiled(factor, k), out=_long(dx, k))
+    _long(dx, k).addcmul_(_long(x, k), _tiled(slope, k))
+    return dx, d_scale
+
+def norm_sum(xs: list[Tensor],       # (N, C, H, W) each
+             scales: list[Tensor],   # (C,) each
+             ) -> Tensor:            # (N, C, H, W)
+    "The sum of the tensors, each normalised by its batch statistics and multiplied by its weights: BN without running statistics, by a faster route on a CPU."
+    if not by_library(xs[0]): return _NormSum.apply(len(xs), *map(_channels_last, xs), *scales)
+    total = F.batch_norm(xs[0], None, None, scales[0], training=True)
+    for x, scale in zip(xs[1:], scales[1:]): total = total.add_(F.batch_norm(x, None, None, scale, training=True))
+    return total
+
+def batch_norm(x: Tensor) -> Tensor:
+    "BN by the statistics of the batch, without scale and shift."
+    return F.batch_norm(x, None, None, training=True) if by_library(x) else norm_sum([x], [x.new_ones(x.shape[1])])
+
 # %% ../nbs/03_operations.ipynb #3203023
 def norm(channels: int, affine: bool = True) -> nn.BatchNorm2d:
     "BN as retraining (`affine`, with running statistics) or as the search (neither) uses it."
-    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
+    return nn.BatchNorm2d(channels) if affine else BatchNorm(channels, affine=False, track_running_stats=False)
+
+class BatchNorm(nn.BatchNorm2d):
+    "BN of the search, computed through `batch_norm`."
+    def forward(self, x: Tensor) -> Tensor: return batch_norm(x)
 
 class ConvNorm(nn.Sequential):
     "1x1 convolution, BN: the pre-processing of a cell's inputs, which come after a ReLU."
@@ -244,7 +321,10 @@ class FactorizedReduce(nn.Module):
         self.norm = norm(c_out, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(pointwise(corners(F.relu(x) if self.relu else x), corner_weight(self.even.weight[..., 0, 0], self.odd.weight[..., 0, 0])))
+        both = corners(F.relu(x) if self.relu else x)  # the even half of the outputs reads the first half of its channels, the odd half the second
+        equal = self.even.out_channels == self.odd.out_channels
+        if equal: return self.norm(pointwise(both, torch.cat([self.even.weight, self.odd.weight]), 2))
+        return self.norm(pointwise(both, corner_weight(self.even.weight[..., 0, 0], self.odd.weight[..., 0, 0])))
 
 # %% ../nbs/03_operations.ipynb #3203024
 class Depthwise(nn.Conv2d):

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .core import require
 from .genotype import ADDED, SearchSpace
-from .operations import SMALL, ConvNorm, average_pool, corner_weight, corners, depthwise, mean_pixel, norm, operation, pointwise, preprocess, widen
+from .operations import (SMALL, ConvNorm, average_pool, batch_norm, corner_weight, corners, depthwise, mean_pixel, norm, norm_sum, operation, pointwise,
+                                preprocess, widen)
 
 # %% auto #0
-__all__ = ['Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'EdgeModules', 'bundle',
-           'SourceOps', 'Cell', 'reduction_cells', 'check_batch', 'Supernet']
+__all__ = ['Term', 'Reads', 'SeparableBundle', 'separable', 'convolutions', 'weightless', 'ReduceBundle', 'EdgeModules', 'bundle',
+           'summed', 'SourceOps', 'Cell', 'reduction_cells', 'check_batch', 'Supernet']
 
 # %% ../nbs/04_supernet.ipynb #8cae005
 class Reads:
@@ -39,7 +40,7 @@ class Reads:
     def pools(self, names: list[str]) -> Tensor:
         "The pools, after BN, side by side: (N, pools * C, H / stride, W / stride)."
         found = [F.max_pool2d(self.x, 3, self.stride, 1) if name == "max_pool_3x3" else average_pool(self.x, self.stride) for name in names]
-        return F.batch_norm(torch.cat(found, 1), None, None, training=True)
+        return batch_norm(torch.cat(found, 1))
 
 # %% ../nbs/04_supernet.ipynb #8cae007
 def _pick(weight: nn.Parameter,  # (all edges * ..., ...)
@@ -68,26 +69,30 @@ class SeparableBundle(nn.Module):
 def separable(bundles: list[SeparableBundle],  # they differ in the size of their kernels alone
               x: Tensor,               # (N, m * C, H, W): ReLU of the source, m times
               edges: tuple[int, ...],  # which of the edges
-              scales: list[Tensor],    # for every bundle (edges * C,), the mixing weight of every channel
-              ) -> Tensor:             # (N, edges * C, H / stride, W / stride), the weighted sum of the bundles
+              ) -> Tensor:             # (N, bundles * edges * C, H / stride, W / stride), before the last BN
     "Separable convolutions on these edges: all bundles as one convolution, smaller kernels padded with zeros."
     k, join = max(b.depth[0].shape[-1] for b in bundles), lambda parts: torch.cat(parts) if len(parts) > 1 else parts[0]
     for stage, stride in enumerate(bundles[0].strides):
-        if stage: x = F.relu(F.batch_norm(x, None, None, training=True), inplace=True)
+        if stage: x = F.relu(batch_norm(x), inplace=True)
         depth, point = map(join, zip(*(b.kernels(stage, edges, k) for b in bundles)))
         x = pointwise(depthwise(x, depth, stride, bundles[0].dilation), point, len(edges) * len(bundles))
-    x = F.batch_norm(x, None, None, join(scales), training=True)
-    return x if len(bundles) == 1 else x.unflatten(1, (len(bundles), -1)).sum(1)
+    return x
 
 # %% ../nbs/04_supernet.ipynb #8cae008
-def convolutions(bundles: list[SeparableBundle], reads: Reads, edges: tuple[int, ...], scales: list[Tensor]) -> list[Tensor]:
-    "Weighted separable convolutions on these edges; their sum is wanted, and those that are computed as one come summed."
+Term = tuple[Tensor, Tensor | None]  # (N, edges * C, H, W), and the weights (edges * C,) with which it is to be normalised; None: it is ready
+
+def convolutions(bundles: list[SeparableBundle], reads: Reads, edges: tuple[int, ...], scales: list[Tensor]) -> list[Term]:
+    "The terms of the separable convolutions on these edges; those that are computed as one come summed."
     few = reads.x.device.type != "cpu" or reads.x.numel() < SMALL  # a call costs more than its work
     kinds: dict[Any, list[int]] = {}
     for i, b in enumerate(bundles): kinds.setdefault((b.strides, b.dilation) if few else i, []).append(i)
     wide = reads.even if few or all(b.strides[0] == 2 for b in bundles) else widen(reads.even, len(edges))
-    return [separable([bundles[i] for i in together], reads.relu if bundles[together[0]].strides[0] == 2 else wide, edges,
-                      [scales[i] for i in together]) for together in kinds.values()]
+    terms: list[Term] = []
+    for together in kinds.values():
+        x = separable([bundles[i] for i in together], reads.relu if bundles[together[0]].strides[0] == 2 else wide, edges)
+        if len(together) == 1: terms.append((x, scales[together[0]]))
+        else: terms.append((norm_sum([x], [torch.cat([scales[i] for i in together])]).unflatten(1, (len(together), -1)).sum(1), None))
+    return terms
 
 def weightless(features: Tensor,  # (N, ops * C, H, W): operations without weights, side by side
                mix: Tensor,       # (edges, ops)
@@ -105,10 +110,10 @@ class ReduceBundle(nn.Module):
         self.even = nn.Parameter(nn.Conv2d(channels, total * (channels - half), 1, bias=False).weight)
         self.odd = nn.Parameter(nn.Conv2d(channels, total * half, 1, bias=False).weight)
 
-    def forward(self, reads: Reads, edges: tuple[int, ...], scale: Tensor) -> Tensor:
+    def forward(self, reads: Reads, edges: tuple[int, ...]) -> Tensor:  # before BN
         c = reads.x.shape[1]  # the even half of an edge's channels reads the first c channels of the corners, the odd half the others
         even, odd = (_pick(w, self.total, edges).view(len(edges), -1, c) for w in (self.even, self.odd))
-        return F.batch_norm(pointwise(reads.corners, corner_weight(even, odd)), None, None, scale, training=True)
+        return pointwise(reads.corners, corner_weight(even, odd))
 
 # %% ../nbs/04_supernet.ipynb #8cae010
 class EdgeModules(nn.Module):
@@ -129,6 +134,14 @@ def bundle(name: str, channels: int, total: int, stride: int) -> nn.Module | Non
     return SeparableBundle(channels, total, int(name[-1]), step, dilation, not dilated)
 
 # %% ../nbs/04_supernet.ipynb #8cae010b
+def summed(terms: list[Term]) -> Tensor:
+    "The sum of the terms."
+    raw, ready = [(x, scale) for x, scale in terms if scale is not None], [x for x, scale in terms if scale is None]
+    if raw: ready.insert(0, norm_sum([x for x, _ in raw], [scale for _, scale in raw]))
+    total = ready[0]
+    for x in ready[1:]: total = total.add_(x)
+    return total
+
 class _Bundles(nn.Module):
     "The weights of all operations on the `total` edges that leave one source of a cell."
     def __init__(self, operations: tuple[str, ...], channels: int, total: int, stride: int):
@@ -147,12 +160,11 @@ class _Bundles(nn.Module):
         convs = {n: b for n, b in found.items() if isinstance(b, SeparableBundle)}
         terms = convolutions(list(convs.values()), reads, edges, [scales[index(n)] for n in convs])
         pools = [n for n, b in found.items() if b is None and n != "skip_connect"]
-        if pools: terms.append(weightless(reads.pools(pools), mix[:, [index(n) for n in pools]]))
-        terms += [b(reads, edges, scales[index(n)]) for n, b in found.items() if isinstance(b, (ReduceBundle, EdgeModules))]
-        if "skip_connect" in names and self.stride == 1: terms.append(weightless(reads.x, mix[:, [index("skip_connect")]]))
-        total = terms[0]
-        for term in terms[1:]: total = total.add_(term)
-        return total
+        if pools: terms.append((weightless(reads.pools(pools), mix[:, [index(n) for n in pools]]), None))
+        terms += [(b(reads, edges), scales[index(n)]) for n, b in found.items() if isinstance(b, ReduceBundle)]
+        terms += [(b(reads, edges, scales[index(n)]), None) for n, b in found.items() if isinstance(b, EdgeModules)]
+        if "skip_connect" in names and self.stride == 1: terms.append((weightless(reads.x, mix[:, [index("skip_connect")]]), None))
+        return summed(terms)
 
 # %% ../nbs/04_supernet.ipynb #8cae010c
 class SourceOps(_Bundles):
@@ -178,7 +190,7 @@ class SourceOps(_Bundles):
 def _inputs(pre0: nn.Module, pre1: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     "Both inputs of the first cell, which come from the same tensor: one convolution, one BN."
     y = F.conv2d(x, torch.cat([pre.get_parameter("0.weight") for pre in (pre0, pre1)]))
-    return F.batch_norm(y, None, None, training=True).chunk(2, 1)
+    return batch_norm(y).chunk(2, 1)
 
 # %% ../nbs/04_supernet.ipynb #8cae012b
 class Cell(nn.Module):
