@@ -18,8 +18,8 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['finite', 'summary', 'paired_tests', 'tost', 'smallest_difference', 'mixed_model', 'auc', 'calibration_error',
-           'spearman']
+__all__ = ['MARGINS', 'finite', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm', 'verdict', 'mixed_model',
+           'components', 'auc', 'calibration_error', 'spearman']
 
 # %% ../nbs/11_statistics.ipynb #e94d005
 def finite(values: Any, name: str = "values") -> np.ndarray:
@@ -49,29 +49,9 @@ def summary(values: Any,  # (n,) one value a run
             interval = stats.bootstrap((x,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return found | {"ci_low": float(interval.low), "ci_high": float(interval.high)}
 
-# %% ../nbs/11_statistics.ipynb #e94d010
-def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
-                 reference: str,       # the column that all others are compared with
-                 ) -> pd.DataFrame:    # one row a system
-    "Paired comparisons with a reference; one seed alone decides nothing: p is 1, interval and dz are nan. `EdgenesError` for an unknown reference, nothing to compare, or gaps."
-    require(reference in frame.columns, f"no column {reference!r}: use one of {', '.join(map(str, frame.columns))}")
-    require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
-    rows = []
-    for name in frame.columns.drop(reference):
-        d = finite(frame[name], name) - finite(frame[reference], reference)
-        signs = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(0)}
-        permutation = stats.permutation_test((d,), np.mean, **signs).pvalue if d.size > 1 else 1.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy warns of ties at small n and falls back by itself
-            wilcoxon = stats.wilcoxon(d).pvalue if np.any(d) else 1.0
-        interval = summary(d)
-        rows.append({"system": name, "n": d.size, "difference": d.mean(), "ci_low": interval["ci_low"], "ci_high": interval["ci_high"],
-                     "p_permutation": permutation, "p_wilcoxon": wilcoxon, "dz": np.nan if d.size < 2 or _flat(d) else d.mean() / d.std(ddof=1)})
-    table = pd.DataFrame(rows).set_index("system")
-    table["p_holm"] = multipletests(table["p_permutation"], method="holm")[1]
-    return table
-
 # %% ../nbs/11_statistics.ipynb #e94d013
+MARGINS = {"accuracy_percent": 1.0, "nll_nats": 0.05}  # within which two systems count as equivalent; stated before the runs
+
 def tost(differences: Any,  # (n,) paired differences
          margin: float,     # stated before looking, in the same unit
          ) -> dict[str, float]:
@@ -89,12 +69,58 @@ def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
     require(0.05 < power < 1, f"power is {power}: give a share between 0.05, the level of the test, and 1")
     return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
 
+# %% ../nbs/11_statistics.ipynb #e94d010
+def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
+                 reference: str,       # the column that all others are compared with
+                 margin: float = MARGINS["accuracy_percent"],  # of equivalence, in the unit of the frame
+                 ) -> pd.DataFrame:    # one row a system
+    "Paired comparisons with a reference; one seed alone decides nothing: p is 1, interval and dz are nan. `EdgenesError` for an unknown reference, nothing to compare, or gaps."
+    require(reference in frame.columns, f"no column {reference!r}: use one of {', '.join(map(str, frame.columns))}")
+    require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
+    rows = []
+    for name in frame.columns.drop(reference):
+        d = finite(frame[name], name) - finite(frame[reference], reference)
+        signs = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(0)}
+        permutation = stats.permutation_test((d,), np.mean, **signs).pvalue if d.size > 1 else 1.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy warns of ties at small n and falls back by itself
+            wilcoxon = stats.wilcoxon(d).pvalue if np.any(d) else 1.0
+        interval = summary(d)
+        spread = d.size > 1 and not _flat(d)
+        rows.append({"system": name, "n": d.size, "difference": d.mean(), "ci_low": interval["ci_low"], "ci_high": interval["ci_high"],
+                     "p_permutation": permutation, "p_wilcoxon": wilcoxon, "dz": d.mean() / d.std(ddof=1) if spread else np.nan,
+                     "p_least": 2.0 ** (1 - d.size), "margin": margin, "p_equivalent": tost(d, margin)["p"] if d.size > 1 else 1.0,
+                     "smallest_difference": smallest_difference(d.size, d.std(ddof=1)) if spread else np.nan})
+    return holm(pd.DataFrame(rows).set_index("system"))
+
+def holm(table: pd.DataFrame) -> pd.DataFrame:
+    "Rows of `paired_tests` as one family: p-values corrected over all of them."
+    for name, p in (("p_holm", "p_permutation"), ("p_equivalent_holm", "p_equivalent")): table[name] = multipletests(table[p], method="holm")[1]
+    return table
+
+# %% ../nbs/11_statistics.ipynb #e94d011b
+def verdict(table: pd.DataFrame,   # of `paired_tests`, its index reset; the first column names the rows
+            reference: str,        # what they are compared with
+            unit: str = "points",
+            what: str = "accuracy",
+            ) -> str:
+    "What a family of paired tests found, what it could have found, and what is shown to be equivalent."
+    n, k, least = int(table["n"].min()), len(table), float(table["p_least"].max())
+    effect = lambda r: f"{r.iloc[0]} {r['difference']:+.2g} {unit} ({r['ci_low']:+.2g} to {r['ci_high']:+.2g}, p = {r['p_holm']:.2g})"
+    clear, largest = table[table["p_holm"] < 0.05], table.loc[table["difference"].abs().idxmax()]
+    said = (f"Paired permutation tests of {what} against {reference} (n = {n} pairs, {k} comparison{'s' if k > 1 else ''}, p after Holm's correction, 95 % intervals) "
+            + (f"find a difference for {', '.join(effect(r) for _, r in clear.iterrows())}." if len(clear) else f"find no difference at 5 %; the largest is {effect(largest)}."))
+    if k * least > 0.05: said += f" They could find none: with {n} pairs no p is below {least:.2g}, {min(1.0, k * least):.2g} after the correction."
+    smallest, equal = table["smallest_difference"].median(), table[table["p_equivalent_holm"] < 0.05]
+    if np.isfinite(smallest): said += f" A t-test on so many pairs would find {smallest:.2g} {unit} with a power of 80 % (median of the comparisons)."
+    return said + (f" Equivalent within {table['margin'].iloc[0]:g} {unit}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}." if len(equal) else f" None is shown to be equivalent within {table['margin'].iloc[0]:g} {unit}.")
+
 # %% ../nbs/11_statistics.ipynb #e94d016
 def mixed_model(frame: pd.DataFrame,    # one row a run
                 value: str, factor: str, group: str,  # names of its columns: what was measured, what is compared, the search seed
                 reference: str,         # the level of `factor` that the others are compared with
                 ) -> pd.DataFrame:      # one row a level
-    "Differences from a reference by a linear mixed model with a random level for each group; `converged` says whether the fit did. `EdgenesError` for fewer than 3 groups."
+    "Differences from a reference by a linear mixed model with a random level for each group (Wald z); a deviation between groups below 0.001 is 0, the fit is then `singular`; `converged` says whether it ended. `EdgenesError` for fewer than 3 groups."
     require(reference in set(frame[factor]), f"{factor} has no level {reference!r}: use one of {', '.join(map(str, frame[factor].unique()))}")
     require(frame[group].nunique() >= 3, f"{frame[group].nunique()} levels of {group}: a random level needs at least 3")
     finite(frame[value], value)
@@ -103,10 +129,23 @@ def mixed_model(frame: pd.DataFrame,    # one row a run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # statsmodels warns where the groups do not differ: the variance is then 0, and is reported
         fit = MixedLM(frame[value].astype(float), design, groups=frame[group]).fit(reml=True)
-    interval = fit.conf_int()
+    interval, between = fit.conf_int(), float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
     return pd.DataFrame([{factor: name, "runs": int((frame[factor] == name).sum()), "groups": frame[group].nunique(), "difference": fit.params[name],
                           "ci_low": interval.loc[name, 0], "ci_high": interval.loc[name, 1], "p": fit.pvalues[name],
-                          "sd_between": float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0))), "sd_within": float(np.sqrt(fit.scale)), "converged": bool(fit.converged)} for name in names])
+                          "sd_between": between if between >= 1e-3 else 0.0, "sd_within": float(np.sqrt(fit.scale)), "singular": between < 1e-3, "converged": bool(fit.converged)} for name in names])
+
+# %% ../nbs/11_statistics.ipynb #e94d017b
+def components(frame: pd.DataFrame,    # one row a run
+               value: str, group: str, # names of its columns
+               ) -> tuple[float, float]:  # standard deviations (between groups, within groups)
+    "Components of the variance of a one-way layout. `EdgenesError` without two groups, or without a group of two runs."
+    groups = [part.to_numpy() for _, part in frame.groupby(group)[value]]
+    runs, k = sum(map(len, groups)), len(groups)
+    require(k >= 2 and runs > k, f"{runs} runs in {k} groups: give at least 2 groups, and 2 runs in one of them")
+    within = sum(((x - x.mean()) ** 2).sum() for x in groups) / (runs - k)
+    between = sum(len(x) * (x.mean() - frame[value].mean()) ** 2 for x in groups) / (k - 1)
+    size = (runs - sum(len(x) ** 2 for x in groups) / runs) / (k - 1)  # of a group, where they differ
+    return float(np.sqrt(max((between - within) / size, 0))), float(np.sqrt(within))
 
 # %% ../nbs/11_statistics.ipynb #e94d019
 def auc(x: Any, y: Any) -> float:
