@@ -77,7 +77,7 @@ PROFILES = {p.name: p for p in (
             RetrainSettings(8, 64, 8, lr=0.1, augment=_small), candidates=6, seeds=1, deep_pool=8, free_pool=10, screened=12, curve_points=3),
     Profile("cpu", "cifar100", SearchSettings(5, 2560, 16, 8, **_step, augment=_half),
             SearchSettings(8, 2560, 16, 8, **_step, augment=_half),
-            RetrainSettings(3, 48, 8, lr=0.1, augment=_half), 2, 12000, 5000, candidates=6, seeds=5, deep_pool=10, free_pool=13, shift_images=2000),
+            RetrainSettings(3, 48, 8, lr=0.1, augment=_half), 2, 12000, 5000, candidates=6, seeds=5, deep_pool=10, free_pool=13),
     Profile("cpu-long", "cifar100", SearchSettings(20, 2560, **_step, augment=_half),
             SearchSettings(30, 2560, **_step, augment=_half),
             RetrainSettings(4, lr=0.1, augment=_half), 2, 15000, 5000, seeds=3),

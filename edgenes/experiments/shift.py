@@ -22,7 +22,7 @@ __all__ = ['TITLE', 'SYSTEMS', 'METRICS', 'plans', 'shifted', 'frame', 'table', 
 
 # %% ../../nbs/experiments/shift.ipynb #a556006
 TITLE = "Shift: the same ensembles on corrupted images"
-SYSTEMS = ("DARTS", "Random-NES", "DartsEns", "DeepEns", "EdgeNES")
+SYSTEMS = ("DARTS", "Random-NES", "DartsEns", "DeepEns", "DeepEns-N", "EdgeNES")
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece")
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
