@@ -257,8 +257,8 @@ class _NormSum(torch.autograd.Function):
     def backward(ctx, grad):
         count, saved, grad = len(ctx.ks), ctx.saved_tensors, _channels_last(grad)
         xs, scales, means, deviations = saved[:count], saved[count:2 * count], saved[2 * count::2], saved[2 * count + 1::2]
-        found = [_norm_grad(grad, *term, k, (ctx.needs_input_grad[1 + i], ctx.needs_input_grad[1 + count + i]))
-                 for i, (*term, k) in enumerate(zip(xs, scales, means, deviations, ctx.ks))]
+        wanted = zip(ctx.needs_input_grad[1:], ctx.needs_input_grad[1 + count:])
+        found = [_norm_grad(grad, *term) for term in zip(xs, scales, means, deviations, ctx.ks, wanted)]
         return None, *(dx for dx, _ in found), *(ds for _, ds in found)
 
 # %% ../nbs/03_operations.ipynb #3203021d

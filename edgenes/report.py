@@ -125,6 +125,7 @@ def build(folder: str | Path,                         # results folder of a prof
           ) -> list[Path]:
     "Rebuilds all tables, figures and report.html from the records of a folder; no data are needed. A table or figure that no record supports any more is removed."
     records = Records(folder)
+    for path in (records.folder / "runs").glob("*.json"): records.read(path)  # also those that no table reads: an edited one stops the report
     found = results(records, published or {})
     made = [path for result in found.values() for path in save(records, result)]
     kept = {path.stem for path in made}
@@ -155,11 +156,16 @@ def _section(records: Records, name: str, result: Result) -> str:
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)
 
+def _failed(records: Records) -> str:
+    "The runs that ended in an error: they are in no table, so the page names them."
+    rows = [f"<li>{html.escape(str(r['inputs']['kind']))}, seed {html.escape(str(r['inputs'].get('seed')))}: {html.escape(str(r['results']['message']))}</li>" for r in all_records(records, "failed")]
+    return f"<p>{len(rows)} run{'s' if rows[1:] else ''} failed and {'are' if rows[1:] else 'is'} in no table:</p><ul>{''.join(rows)}</ul>" if rows else ""
+
 def _html(records: Records, found: dict[str, Result]) -> str:
     menu = "".join(f"<a href='#{name}'>{html.escape(name)}</a>" for name in found)
     title = f"EdgeNES: report of {records.folder.name}"
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
+            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 
 def statements(records: Records, published: dict[str, Any] | None = None) -> list[str]:
     "What the records say, in sentences computed from them, in the order of the experiments."

@@ -111,9 +111,10 @@ def verdict(table: pd.DataFrame,   # of `paired_tests`, its index reset; the fir
     said = (f"Paired permutation tests of {what} against {reference} (n = {n} pairs, {k} comparison{'s' if k > 1 else ''}, p after Holm's correction, 95 % intervals) "
             + (f"find a difference for {', '.join(effect(r) for _, r in clear.iterrows())}." if len(clear) else f"find no difference at 5 %; the largest is {effect(largest)}."))
     if k * least > 0.05: said += f" They could find none: with {n} pairs no p is below {least:.2g}, {min(1.0, k * least):.2g} after the correction."
+    within = f"within {table['margin'].iloc[0]:g} {unit if table['margin'].iloc[0] != 1 else unit.removesuffix('s')}"
     smallest, equal = table["smallest_difference"].median(), table[table["p_equivalent_holm"] < 0.05]
     if np.isfinite(smallest): said += f" A t-test on so many pairs would find {smallest:.2g} {unit} with a power of 80 % (median of the comparisons)."
-    return said + (f" Equivalent within {table['margin'].iloc[0]:g} {unit}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}." if len(equal) else f" None is shown to be equivalent within {table['margin'].iloc[0]:g} {unit}.")
+    return said + (f" Equivalent {within}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}." if len(equal) else f" None is shown to be equivalent {within}.")
 
 # %% ../nbs/11_statistics.ipynb #e94d016
 def mixed_model(frame: pd.DataFrame,    # one row a run

@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from edgenes.pipeline import Progress, Reader, run
 from edgenes.profiles import PROFILES, get_profile, open_shop
+from edgenes.records import Records
 from edgenes.report import EXPERIMENTS, build, experiment, published_figures, systems_of
 
 ROOT = Path(__file__).parent.parent
@@ -80,10 +83,13 @@ def test_a_deleted_record_leaves_the_tables_and_an_edited_one_stops_them(tmp_pat
 @pytest.mark.parametrize("tables", COMMITTED, ids=lambda p: p.parent.name)
 def test_committed_tables_are_those_of_their_records(tables, tmp_path):
     shutil.copytree(tables.parent / "runs", tmp_path / tables.parent.name / "runs")
+    start = time.monotonic()
     build(tmp_path / tables.parent.name, published_figures(ROOT))
+    assert time.monotonic() - start < 60  # no data, no training
     assert {p.name for p in tables.glob("*.csv")} == {p.name for p in (tmp_path / tables.parent.name / "tables").glob("*.csv")}
     for csv in tables.glob("*.csv"):
-        assert (tmp_path / tables.parent.name / "tables" / csv.name).read_text() == csv.read_text(), csv
+        again, committed = (pd.read_csv(p) for p in (tmp_path / tables.parent.name / "tables" / csv.name, csv))
+        pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=str(csv))  # other processors sum in another order
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -102,9 +108,7 @@ def test_report_of_one_experiment_alone(name, tmp_path):
 
 
 def test_benchmark_tables_are_those_of_its_newest_record():
-    import pandas as pd
-
-    from edgenes.records import Records, all_records
+    from edgenes.records import all_records
     folder = ROOT / "results" / "bench"
     newest = max(all_records(Records(folder), "benchmark"), key=lambda r: r["provenance"]["written"])["results"]
     for name, key in (("benchmark", "rows"), ("growth", "growth"), ("kinds", "kinds")):
@@ -114,9 +118,23 @@ def test_benchmark_tables_are_those_of_its_newest_record():
 
 
 def test_results_of_the_cpu_profile_are_committed_and_calibrated():
-    import pandas as pd
-    control = pd.concat(pd.read_csv(ROOT / "results" / name / "tables" / "F3.csv") for name in ("cpu", "cpu-long"))
-    assert (control["calibration_error_edges"] <= 0.5).all() and (control["spearman"] >= 0.9).all()
+    for name, seeds in (("cpu", 10), ("cpu-long", 3)):
+        control = pd.read_csv(ROOT / "results" / name / "tables" / "F3.csv")
+        assert len(control) >= seeds and control["calibration_error_edges"].median() <= 0.3 and (control["calibration_error_edges"] > 0.5).mean() <= 0.1, name
+        assert (control["spearman"] >= 0.9).all()
+
+
+def test_readme_and_report_say_what_the_records_say():
+    """The sentences and figures of the committed texts are those that code makes of the records today."""
+    texts = {name: (ROOT / name).read_text() for name in ("README.md", "nbs/reading/report.ipynb")}
+    texts["nbs/reading/report.ipynb"] = json.loads(texts["nbs/reading/report.ipynb"])
+    texts["nbs/reading/report.ipynb"] = "\n".join("".join(o.get("data", {}).get("text/markdown", "")) for c in texts["nbs/reading/report.ipynb"]["cells"] for o in c.get("outputs", []))
+    for name in EXPERIMENTS:
+        for line in experiment(name).result(Records(ROOT / "results" / "cpu"), published_figures(ROOT)).said:
+            assert line in texts["nbs/reading/report.ipynb"], (name, line)
+            if name in ("quality", "control"): assert line in texts["README.md"], line
+    for row in pd.read_csv(ROOT / "results" / "cpu" / "tables" / "T2.csv").itertuples():
+        assert f"| {row.system} | {row.n} | {row.accuracy_percent:.1f} |" in texts["README.md"]
 
 
 def test_cpu_and_paper_differ_in_numbers_alone():

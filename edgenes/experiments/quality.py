@@ -18,14 +18,14 @@ from ..core import require
 from ..genotype import Genotype
 from ..pipeline import Plan, ensemble, searched, seeded, trained
 from ..profiles import Shop
-from ..records import Records
+from ..records import Records, all_records
 from ..report import COSTS, METRICS, Result, accuracy_of, figure, frame_of, systems_of
-from ..statistics import mixed_model, paired_tests, smallest_difference, summary, tost
+from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
 from ..tasks import Task, drawn_lambdas, genotype_of
 
 # %% auto #0
-__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'MARGIN', 'plans', 'system', 'best_screened', 'frame', 'table',
-           'tests', 'cost_figure', 'seeds_figure', 'result', 'sentences', 'mixed_sentence']
+__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'plans', 'system', 'best_screened', 'frame', 'table', 'tests',
+           'why', 'cost_figure', 'seeds_figure', 'result', 'printed', 'sentences', 'why_sentences', 'mixed_sentence']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9007
 SLIDES = ("DARTS", "Random", "DartsEns", "Random-NES", "EdgeNES")
@@ -80,7 +80,6 @@ def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Ge
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9013
 TITLE = "T2: quality and cost of every system"
-MARGIN = 1.0  # percentage points of accuracy within which two systems count as equivalent; stated before the runs
 
 def frame(records: Records) -> pd.DataFrame:
     "One row a system and seed."
@@ -90,11 +89,12 @@ def frame(records: Records) -> pd.DataFrame:
     return found.sort_values(["system", "seed"], ignore_index=True)
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    "T2: one row a system."
-    rows = []
+    "T2: one row a system; means over its seeds, with deviations where columns end in _sd."
+    rows, scaled = [], ("scaled_nll_nats", "scaled_brier", "scaled_ece")
     for name, part in found.groupby("system", observed=True):
-        rows.append({"system": name} | accuracy_of(part["accuracy_percent"]) | {k: part[k].mean() for k in (*METRICS[1:], "scaled_nll_nats", "scaled_brier", "scaled_ece", "val_accuracy_percent", "val_nll_nats",
-                                                       *(f"{c}_seconds" for c in COSTS))})
+        spread = {f"{k}_sd": part[k].std(ddof=1) for k in (*METRICS[1:4], "total_seconds")}
+        rows.append({"system": name} | accuracy_of(part["accuracy_percent"])
+                    | {k: part[k].mean() for k in (*METRICS[1:], *scaled, "val_accuracy_percent", "val_nll_nats", *(f"{c}_seconds" for c in COSTS))} | spread)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9015
@@ -102,26 +102,43 @@ def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str 
     "Paired comparisons with EdgeNES over the seeds that every system has; None for fewer than 2 of them."
     wide = found.pivot(index="seed", columns="system", values=metric).dropna()
     wide.columns = wide.columns.astype(str)
-    if len(wide) < 2 or reference not in wide: return None
-    rows = paired_tests(wide, reference).reset_index()
-    for i, name in enumerate(rows["system"]):
-        d = wide[name] - wide[reference]
-        equivalent = tost(d, MARGIN if metric == "accuracy_percent" else 0.05)
-        rows.loc[i, ["p_equivalent", "margin"]] = equivalent["p"], equivalent["margin"]
-        rows.loc[i, "smallest_difference"] = smallest_difference(len(d), d.std(ddof=1)) if d.std(ddof=1) > 1e-9 else np.nan
+    if len(wide) < 2 or reference not in wide or wide.shape[1] < 2: return None
+    rows = paired_tests(wide, reference, MARGINS[metric]).reset_index()
     rows.insert(1, "metric", metric)
     return rows
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9023b
+def why(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "One row a system: what its ensembles are made of, means over seeds; and the validation accuracy of every retraining of a deep ensemble. Systems whose retrainings have no record are left out."
+    alone = {records.key(r["inputs"]): r["results"]["val"]["accuracy_percent"] for r in all_records(records, "retraining")}
+    rows, deep = [], []
+    for r in systems_of(records, "quality"):
+        keys, pool, cost = r["results"]["retrainings"], r["inputs"]["pool"], r["seconds"]
+        if not all(k in alone for k in keys): continue
+        each, name = np.array([alone[k] for k in keys]), r["inputs"]["system"]
+        chosen = each[r["results"]["chosen"]].mean()
+        rows.append({"system": name, "candidates": len(keys), "distinct": len({str(edges) for edges, _ in pool}), "candidate_percent": each.mean(), "chosen_percent": chosen,
+                     "ensemble_gain_points": r["results"]["val"]["accuracy_percent"] - chosen, "disagreement": r["results"]["test"]["disagreement"], "search_share": cost["search"] / cost["total"]})
+        if name == "DeepEns-N": deep += [{"seed": r["inputs"]["seed"], "percent": value} for value in each]
+    found = pd.DataFrame(rows)
+    if rows: found = found.groupby("system").mean().reindex([s for s in SYSTEMS if s in set(found["system"])]).reset_index()
+    return found, pd.DataFrame(deep)
+
 # %% ../../nbs/experiments/quality.ipynb #a7a9024
+_FAMILIES = (("Random", "Random-NES", "NES-RS", "NES-RE"), ("DARTS", "DartsEns", "RandomD-NES"), ("DeepEns", "DeepEns-N"), ("EdgeNES", *VARIANTS))  # one colour each
+_LOOK = {name: (colour, mark) for names, colour, marks in zip(_FAMILIES, (0, 1, 2, 3), ("oPsD", "oPs", "os", "*^vD")) for name, mark in zip(names, marks)}
+
 def cost_figure(found: pd.DataFrame) -> Figure:
-    "Accuracy and NLL against total compute seconds: small dots are seeds, large ones means."
-    fig, axes = figure(1, 2, 4.6, 3.9)
-    colours = dict(zip(SYSTEMS, sns.color_palette("colorblind", len(SYSTEMS))))
-    marks = dict(zip(SYSTEMS, "oooosssDDDD^^^")) | {"EdgeNES": "*"}
+    "Accuracy and NLL against total compute seconds: pale marks are seeds, large ones means with their 95 % intervals."
+    fig, axes = figure(1, 2, 5.4, 4.4)
+    colours = sns.color_palette("colorblind")
     for ax, metric, label in zip(axes, ("accuracy_percent", "nll_nats"), ("test accuracy (%)", "test NLL (nats)")):
         for name, part in found.groupby("system", observed=True):
-            ax.scatter(part["total_seconds"], part[metric], s=8, alpha=0.5, color=colours[name], marker=marks[name], linewidths=0)
-            ax.scatter(part["total_seconds"].mean(), part[metric].mean(), s=130 if name == "EdgeNES" else 50, color=colours[name], marker=marks[name], label=name, edgecolors="black", linewidths=0.6)
+            colour, mark = colours[_LOOK[name][0]], _LOOK[name][1]
+            s, cost = summary(part[metric]), part["total_seconds"].mean()
+            ax.scatter(part["total_seconds"], part[metric], s=14, alpha=0.35, color=colour, marker=mark, linewidths=0)
+            ax.plot([cost, cost], [s["ci_low"], s["ci_high"]], color=colour, lw=1.2, zorder=2)
+            ax.scatter(cost, s["mean"], s=150 if name == "EdgeNES" else 55, color=colour, marker=mark, label=name, edgecolors="black", linewidths=0.7, zorder=3)
         ax.set(xlabel="total compute seconds (log)", ylabel=label, xscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -156,40 +173,57 @@ def result(records: Records, published: dict) -> Result | None:
     tables = {"T2": quality} | {f"T2_tests_{m.split('_')[0]}": t for m in ("accuracy_percent", "nll_nats") if (t := tests(found, m)) is not None}
     if n >= 3 and "EdgeNES" in set(found["system"]): tables["T2_mixed"] = mixed_model(found.assign(system=found["system"].astype(str)), "accuracy_percent", "system", "seed", "EdgeNES")
     note = f"n = {n} seed{'s' if n > 1 else ''}"
-    figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are seeds, large ones means; {note}."),
+    made_of, deep = why(records)
+    if len(made_of): tables["T2_why"] = made_of
+    if published: tables["T2_published"] = printed(published)
+    figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}."),
                "T2_seeds": (seeds_figure(found), f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.")}
-    return Result(sentences(found, quality, tables), tables, figures, systems_of(records, "quality"))
+    return Result(sentences(found, quality, tables, deep), tables, figures, systems_of(records, "quality"))
+
+def printed(published: dict) -> pd.DataFrame:
+    "Accuracy (%, mean and spread) and GPU-hours as slides and paper print them."
+    return pd.DataFrame([{"source": where, "system": name, "accuracy_percent": v["accuracy"][0], "spread": v["accuracy"][1], "gpu_hours": v["gpu_hours"]}
+                         for where in ("slides", "paper") for name, v in published[where]["T2"].items()])
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9029
-def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[str]:
+def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.DataFrame], deep: pd.DataFrame) -> list[str]:
     "What the tables say, including where EdgeNES does not win; over the seeds that every system has, where there are any."
     counts = found.groupby("seed")["system"].nunique()
     complete = found[found["seed"].isin(counts.index[counts == found["system"].nunique()])]
     if len(complete): found, quality = complete, table(complete)
     by, n = quality.set_index(quality["system"].astype(str)), found["seed"].nunique()
-    best = by["accuracy_percent"].idxmax()
+    best, ours = by["accuracy_percent"].idxmax(), [s for s in ("EdgeNES", *VARIANTS) if s in by.index]
     row = lambda name: f"{name} {by.loc[name, 'accuracy_percent']:.1f} %"
     of = "" if len(by) == len(SYSTEMS) else f", of the {len(by)} of {len(SYSTEMS)} systems that are finished,"
-    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}"
-            + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
-    variants = by.loc[[v for v in VARIANTS if v in by.index]]
-    if len(variants):
-        chosen = variants["val_accuracy_percent"].idxmax()
-        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data; its test accuracy is {variants.loc[chosen, 'accuracy_percent']:.1f} %.")
-    if "DeepEns-N" in by.index and "EdgeNES" in by.index:
-        gap = by.loc["EdgeNES", "accuracy_percent"] - by.loc["DeepEns-N", "accuracy_percent"]
-        said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %: "
-                    f"EdgeNES is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} it.")
+    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}" + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
+    if ours and best not in ours:
+        share = by.loc[best, "total_seconds"] / by.loc["EdgeNES", "total_seconds"] if "EdgeNES" in by.index else np.nan
+        said.append(f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}.")
+    if ours[1:]:
+        chosen = by.loc[ours[1:], "val_accuracy_percent"].idxmax()
+        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data; its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
     compared = tables.get("T2_tests_accuracy")
+    if "DeepEns-N" in by.index and "EdgeNES" in by.index:
+        gap = ""
+        if compared is not None and "DeepEns-N" in set(compared["system"]):
+            r = compared.set_index("system").loc["DeepEns-N"]
+            gap = f", {r['difference']:+.2f} points against EdgeNES (95 % interval {r['ci_low']:+.2f} to {r['ci_high']:+.2f}, p after Holm's correction {r['p_holm']:.2f}, n = {int(r['n'])})"
+        said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %{gap}.")
+    said += why_sentences(tables.get("T2_why"), deep)
     if compared is None: return said + ["With fewer than two complete seeds no difference between systems can be tested."]
-    clear, same = compared[compared["p_holm"] < 0.05], compared[compared["p_equivalent"] < 0.05]
-    least = 2 ** (1 - int(compared["n"].iloc[0]))
-    said.append(f"Paired permutation tests against EdgeNES with Holm's correction over {len(compared)} comparisons (n = {int(compared['n'].iloc[0])}) "
-                + (f"find a difference in accuracy at 5 % for {', '.join(clear['system'])}" if len(clear) else "find no difference in accuracy at 5 %")
-                + f"; with this n the smallest p that a single test can reach is {least:.4f}" + (f", {min(1.0, least * len(compared)):.2f} after the correction." if least * len(compared) > 0.05 else "."))
-    said.append((f"Equivalent to EdgeNES within {MARGIN:g} point (5 %, uncorrected): {', '.join(same['system'])}." if len(same) else f"No system is shown to be equivalent to EdgeNES within {MARGIN:g} point.")
-                + f" The median of the smallest differences that this n finds with a power of 80 % is {compared['smallest_difference'].median():.1f} points.")
-    return said + mixed_sentence(tables.get("T2_mixed"))
+    return said + [verdict(compared, "EdgeNES")] + mixed_sentence(tables.get("T2_mixed"))
+
+# %% ../../nbs/experiments/quality.ipynb #a7a9029a
+def why_sentences(made_of: pd.DataFrame | None, deep: pd.DataFrame) -> list[str]:
+    "What EdgeNES and the deep ensemble are made of, and what search and retraining scatter by; nothing without both."
+    if made_of is None or not {"EdgeNES", "DeepEns-N"} <= set(made_of["system"]): return []
+    e, d = (made_of.set_index("system").loc[name] for name in ("EdgeNES", "DeepEns-N"))
+    said = [f"Why: a candidate of EdgeNES alone has {e['candidate_percent']:.1f} % on validation images, one of the deep ensemble {d['candidate_percent']:.1f}; the chosen ones have {e['chosen_percent']:.1f} and {d['chosen_percent']:.1f}; "
+            f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on {100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
+            f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} % of its cost is search, against {100 * d['search_share']:.0f} %."]
+    if deep["seed"].nunique() < 2: return said
+    between, within = components(deep, "percent", "seed")
+    return [*said, f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} points (SD of validation accuracy, {deep['seed'].nunique()} searches), and from retraining to retraining by {within:.1f}."]
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9031
 def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
@@ -198,4 +232,4 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
     clear = model[(model["ci_low"] > 0) | (model["ci_high"] < 0)]
     listed = ", ".join(f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})" for _, r in clear.iterrows())
     return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts {listed or 'no system'} apart from EdgeNES "
-            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD), runs of one seed by {model['sd_within'].iloc[0]:.1f}."]
+            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]
