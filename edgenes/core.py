@@ -5,6 +5,7 @@
 # %% ../nbs/00_core.ipynb #29d2002
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Integral, Number
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 # %% auto #0
 __all__ = ['EdgenesError', 'Diverged', 'require', 'short', 'whole', 'pick_device', 'accelerated', 'compute_seconds',
-           'derive_seed', 'stream', 'write_atomic', 'write_json', 'read_json', 'content_hash']
+           'keep_memory', 'derive_seed', 'stream', 'write_atomic', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
@@ -91,6 +93,12 @@ def compute_seconds(device: torch.device) -> float:
     if device.type != "cuda": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
+
+# %% ../nbs/00_core.ipynb #29d2016b
+def keep_memory() -> None:
+    "Lets this process keep up to 1 GiB of freed memory for its next step. Does nothing where the C library has no such setting."
+    with suppress(OSError, AttributeError, TypeError):
+        for setting in (-1, -3): ctypes.CDLL(None).mallopt(setting, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc
 
 # %% ../nbs/00_core.ipynb #29d2018
 def derive_seed(*key: int | str) -> int:  # whole numbers and strings

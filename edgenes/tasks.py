@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Diverged, EdgenesError, compute_seconds, require, stream, whole
+from .core import Diverged, EdgenesError, compute_seconds, keep_memory, require, stream, whole
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .data import Split
 from .ensembles import select
@@ -143,7 +143,9 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     if found is not None: return found
     import_module("torchmetrics.functional.classification")  # takes seconds, which are not those of a run
     device = shop.data.train.images.device
-    if device.type == "cpu": torch.set_num_threads(1)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_memory()
     inputs = task.inputs(shop)
     checkpoint = checkpoint_of(task, shop)
     with claimed(checkpoint.folder):
