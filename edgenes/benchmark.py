@@ -248,6 +248,7 @@ def _discrete(seed: int, plain: bool) -> nn.Module:
     genotype = Genotype.random(SearchSpace(), seed)
     return textbook()["library"](PlainNetwork(genotype, 100)) if plain else DiscreteNetwork(genotype, 100).to(memory_format=torch.channels_last)
 
+# %% ../nbs/20_benchmark.ipynb #cf37027b
 def retraining_seconds(plain: bool, genotypes: int, steps: int, batch: int, size: int) -> float:
     "A retraining step as it runs by itself, on one thread: medians, summed over the genotypes."
     torch.set_num_threads(1)

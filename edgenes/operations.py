@@ -311,6 +311,7 @@ def corner_weight(even: Tensor,  # (..., A, C): rows that read the even pixels
     c = even.shape[-1]
     return torch.cat([F.pad(even, (0, c)), F.pad(odd, (c, 0))], -2).reshape(-1, 2 * c, 1, 1)
 
+# %% ../nbs/03_operations.ipynb #3203023b
 class FactorizedReduce(nn.Module):
     "Halves the image without losing pixels: two 1x1 convolutions, on the even and on the odd pixels, side by side."
     def __init__(self, c_in: int, c_out: int, affine: bool = True, relu: bool = True):

@@ -142,15 +142,20 @@ def check_form(value: Any, form: Any, where: str) -> None:
 # %% ../nbs/13_records.ipynb #9c0c018
 def _key(inputs: dict[str, Any]) -> str: return content_hash({"schema": SCHEMA, "inputs": inputs})
 
-@lru_cache(maxsize=4096)
-def _checked(path: Path, written: int, size: int) -> dict[str, Any]:
-    "See `Records.read`; `written` (ns) and `size` tell a file from the one that was there before."
+@lru_cache(maxsize=2)
+def _shelf(folder: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+    "The records that were read of a folder; those of the last two folders are kept."
+    return {}
+
+def _checked(path: Path) -> dict[str, Any]:
+    "See `Records.read`."
     record = read_json(path)
     require(isinstance(record, dict) and record.get("schema") == SCHEMA,
             f"{path} has schema {short(record.get('schema') if isinstance(record, dict) else None)}, this version reads {SCHEMA}: "
             "delete the record, or use the version that wrote it")
     try:
         check_form(record, {"kind": str, "hash": str, **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {})}, "it")
+        require(record["kind"].isalpha(), f"its kind is {short(record['kind'])}")
         body = {name: value for name, value in record.items() if name != "hash"}
         require(content_hash(body) == record["hash"], "it was changed after it was written")
         check_form(record, FORMS.get(record["kind"], {}), "it")
@@ -171,8 +176,10 @@ class Records:
 
     def read(self, path: Path) -> dict[str, Any]:
         "A checked record, not to be changed. `EdgenesError` for another schema, missing fields or an edited file."
-        found = path.stat() if os.path.isfile(path) else None  # False for a name that cannot be
-        return _checked(path, found.st_mtime_ns if found else 0, found.st_size if found else 0)
+        found, shelf = path.stat() if os.path.isfile(path) else None, _shelf(path.parent)  # None for a name that cannot be
+        place = (path.name, found.st_mtime_ns if found else 0, found.st_size if found else 0)  # tells a file from the one that was there before
+        if place not in shelf: shelf[place] = _checked(path)
+        return shelf[place]
 
     def find(self, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
         "The record of a run, or None where it is not finished."

@@ -151,11 +151,12 @@ def _section(records: Records, name: str, result: Result) -> str:
         shown = frame.round(3).to_html(index=False, border=0, na_rep="–", escape=True)
         parts.append(f"<details {'open' if len(frame) <= 16 else ''}><summary>Table {html.escape(key)}</summary>{shown}</details>")
     names = sorted(f"{r['kind']}-{records.key(r['inputs'])}" for r in result.sources)
-    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in names)
+    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in (html.escape(name, True) for name in names))
     parts.append(f"<div class='source'>Made by <a href='../../nbs/experiments/{name}.ipynb'>{name}.ipynb</a>"
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)
 
+# %% ../nbs/18_report.ipynb #aaa8019b
 def _failed(records: Records) -> str:
     "The runs that ended in an error: they are in no table, so the page names them."
     rows = [f"<li>{html.escape(str(r['inputs']['kind']))}, seed {html.escape(str(r['inputs'].get('seed')))}: {html.escape(str(r['results']['message']))}</li>" for r in all_records(records, "failed")]

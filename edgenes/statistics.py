@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from .core import EdgenesError, require
@@ -42,12 +42,18 @@ def summary(values: Any,  # (n,) one value a run
     if x.size == 1: return found
     found["sd"] = float(x.std(ddof=1))
     if _flat(x): return found | {"sd": 0.0, "ci_low": found["mean"], "ci_high": found["mean"]}
+    low, high = _interval(tuple(x.tolist()))
+    return found | {"ci_low": low, "ci_high": high}
+
+@lru_cache(maxsize=8192)
+def _interval(values: tuple[float, ...]) -> tuple[float, float]:
+    "The BCa interval of a mean. Tables, figures and sentences ask for the same ones again."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns where few values make the correction degenerate; it then gives nan
-        interval = stats.bootstrap((x,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
-        if not np.isfinite(interval).all():
-            interval = stats.bootstrap((x,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return found | {"ci_low": float(interval.low), "ci_high": float(interval.high)}
+        for method in ("BCa", "percentile"):
+            interval = stats.bootstrap((values,), np.mean, method=method, rng=np.random.default_rng(0)).confidence_interval
+            if np.isfinite(interval).all(): break
+    return float(interval.low), float(interval.high)
 
 # %% ../nbs/11_statistics.ipynb #e94d013
 MARGINS = {"accuracy_percent": 1.0, "nll_nats": 0.05}  # within which two systems count as equivalent; stated before the runs
@@ -95,7 +101,10 @@ def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
 
 def holm(table: pd.DataFrame) -> pd.DataFrame:
     "Rows of `paired_tests` as one family: p-values corrected over all of them."
-    for name, p in (("p_holm", "p_permutation"), ("p_equivalent_holm", "p_equivalent")): table[name] = multipletests(table[p], method="holm")[1]
+    for name, given in (("p_holm", "p_permutation"), ("p_equivalent_holm", "p_equivalent")):
+        p = table[given].to_numpy()
+        order = p.argsort(kind="stable")  # the smallest of k times k, the next times k - 1, and none below one before it
+        table.loc[table.index[order], name] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return table
 
 # %% ../nbs/11_statistics.ipynb #e94d011b

@@ -142,6 +142,7 @@ def summed(terms: list[Term]) -> Tensor:
     for x in ready[1:]: total = total.add_(x)
     return total
 
+# %% ../nbs/04_supernet.ipynb #8cae010bb
 class _Bundles(nn.Module):
     "The weights of all operations on the `total` edges that leave one source of a cell."
     def __init__(self, operations: tuple[str, ...], channels: int, total: int, stride: int):

@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
 from .control import calibration, hypernetworks
 from .deviation import sampled
+from .speed import complete, counted, seed_styles, spread_of, within
 from ..pipeline import Plan, ensemble
 from ..profiles import Shop
-from ..records import Records
+from ..records import Records, all_records
 from ..report import Result, accuracy_of, figure, frame_of, systems_of
-from ..statistics import calibration_error, paired_tests, spearman
+from ..statistics import calibration_error, holm, paired_tests, spearman, verdict
 from ..tasks import Task, genotype_of
 
 # %% auto #0
-__all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'rules', 'ablation_figure', 'result']
+__all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'unselected', 'gap_of', 'rules', 'rule_tests',
+           'ablation_figure', 'result']
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de006
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
@@ -48,38 +49,75 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
             ends = part[part["lambda"].isin((0, top))]
             rows.append({"variant": name, "seed": seed, "edges": int(top), "calibration_error_share": calibration_error(part["lambda"], part["shared_edges"]) / top,
                          "error_at_ends_edges": calibration_error(ends["lambda"], ends["shared_edges"]), "spearman": spearman(part["lambda"], part["shared_edges"])})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["variant", "seed", "edges", "calibration_error_share", "error_at_ends_edges", "spearman"])
 
-def table(found: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
-    "One row a variant: its control, and the accuracy of its networks, mean over lambda; over the seeds that every variant has, where there are any."
-    wide = found.groupby(["system", "seed"])["accuracy_percent"].mean().unstack()
-    if len(shared := wide.dropna(axis=1).columns): wide, controlled = wide[shared], controlled[controlled["seed"].isin(shared)]
-    means, rows = wide.stack().dropna(), []
+def table(found: pd.DataFrame, controlled: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    "One row a variant: its control, and the accuracy of its networks, mean over lambda; the accuracies by seed; a sentence on left-out seeds. Over the seeds that every variant has, where there are any."
+    wide = found.groupby(["seed", "system"])["accuracy_percent"].mean().unstack()
+    whole, note = complete(wide)
+    if len(whole): wide, controlled = whole, controlled[controlled["seed"].isin(whole.index)]
+    rows = []
     for name in CHANGES:
-        if name not in means.index: continue
+        if name not in wide: continue
         part = controlled[controlled["variant"] == name]
-        rows.append({"variant": name} | accuracy_of(means[name]) | part[["calibration_error_share", "error_at_ends_edges", "spearman"]].mean().to_dict())
-    return pd.DataFrame(rows)
+        rows.append({"variant": name} | accuracy_of(wide[name].dropna()) | {k: v for c in ("calibration_error_share", "error_at_ends_edges", "spearman") for k, v in spread_of(part[c], c).items()})
+    return pd.DataFrame(rows), wide, note if len(whole) else " No seed has every variant: each has its own seeds."
 
-def rules(records: Records) -> pd.DataFrame:
-    "One row a selection rule: validation and test accuracy of what it chose, means over seeds."
-    found = frame_of(systems_of(records, "selection"))
-    if found.empty: return found
+# %% ../../nbs/experiments/ablation.ipynb #e6de007b
+def unselected(records: Records, members: int) -> list[dict]:
+    "The records of ensembles of so many members made without selection."
+    return [r for r in all_records(records, "system") if r["inputs"]["keep"] == len(r["inputs"]["pool"]) == members and r["inputs"]["rule"] != "forward"]
+
+def gap_of(found: list[dict]) -> pd.Series:
+    "Mean gap (points) between validation and test accuracy of such ensembles; one value a seed."
+    rows = [{"seed": r["inputs"]["seed"], "pool": str(r["inputs"]["pool"]), "gap": r["results"]["val"]["accuracy_percent"] - r["results"]["test"]["accuracy_percent"]} for r in found]
+    return pd.DataFrame(rows, columns=["seed", "pool", "gap"]).drop_duplicates(["seed", "pool"]).groupby("seed")["gap"].mean()
+
+def rules(records: Records) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[str]]:
+    "One row a selection rule; tests of its gap and of its accuracy; what they say."
+    records_of = systems_of(records, "selection")
+    found = frame_of(records_of)
+    if found.empty: return found, {}, []
+    found["system"] = found["system"].str.replace(", ", " by ")
     found["gap"] = found["val_accuracy_percent"] - found["accuracy_percent"]
-    rows = found.groupby("system")[["val_accuracy_percent", "accuracy_percent", "gap", "val_nll_nats", "nll_nats"]].mean().reset_index(names="rule")
-    return rows.assign(n=found["seed"].nunique())
+    base = gap_of(unselected(records, records_of[0]["inputs"]["keep"]))
+    found["corrected_gap"] = found["gap"] - found["seed"].map(base)
+    rows = [{"rule": name} | accuracy_of(part["accuracy_percent"]) | spread_of(part["gap"], "gap") | {"n_corrected": int(part["corrected_gap"].notna().sum())}
+            | spread_of(part["corrected_gap"], "corrected_gap") | part[["val_accuracy_percent", "val_nll_nats", "nll_nats"]].mean().to_dict() for name, part in found.groupby("system")]
+    return pd.DataFrame(rows), *rule_tests(found, base)
+
+# %% ../../nbs/experiments/ablation.ipynb #e6de007c
+def rule_tests(found: pd.DataFrame, base: pd.Series) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    "The gap of every rule against no selection, and the accuracy of forward and beam against exhaustive selection by the same criterion; a family each."
+    tables, said, none = {}, [], "no selection"
+    gaps, note = complete(found.pivot(index="seed", columns="system", values="gap").assign(**{none: base}))
+    if len(gaps):
+        raw = pd.Series(spread_of(gaps[none], "gap"))
+        said.append(f"Ensembles without selection have a mean gap of {within(raw, 'gap', 2, ' points')} between validation and test accuracy (n = {len(gaps)}): so much is due to the splits, without any selection." + note)
+    if len(gaps) > 1:
+        tables["selection_gap_tests"] = paired_tests(gaps, none).reset_index(names="rule")
+        said.append(verdict(tables["selection_gap_tests"], none, what="the gap"))
+    wide, note = complete(found.pivot(index="seed", columns="system", values="accuracy_percent"))
+    pairs = [(f"{rule} by {by}", f"exhaustive by {by}") for rule, by in RULES if rule != "exhaustive"]
+    compared = [paired_tests(wide[[a, b]], b).assign(reference=b) for a, b in pairs if len(wide) > 1 and {a, b} <= set(wide)]
+    if compared:
+        tables["selection_tests"] = holm(pd.concat(compared)).reset_index(names="rule")
+        said.append(verdict(tables["selection_tests"], "exhaustive selection by the same criterion", what="test accuracy") + note)
+    return tables, said
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de008
 def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     "Shared edges against lambda for every variant, as shares of Lambda; lines are seeds."
+    styles = seed_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
     fig, axes = figure(1, len(CHANGES), 2.1, 2.5, sharey=True)
     for ax, (name, found) in zip(axes, trained.items()):
         ax.plot([0, 1], [0, 1], ":", color="0.5")
-        for i, (_, part) in enumerate(calibration(found).groupby("seed") if found else ()):
-            top = part["lambda"].max()
-            ax.plot(part["lambda"] / top, part["shared_edges"] / top + 0.01 * i, lw=1, color=sns.color_palette("colorblind")[i % 10])
+        for seed, part in calibration(found).groupby("seed") if found else ():
+            top, i = part["lambda"].max(), list(styles).index(seed)
+            ax.plot(part["lambda"] / top, part["shared_edges"] / top + 0.012 * i, lw=1, **styles[seed])
         ax.set(title=name, xlabel="lambda / Lambda")
     axes[0].set_ylabel("shared edges / Lambda")
+    fig.legend(handles=[axes[-1].plot([], [], **style)[0] for style in styles.values()], loc="outside right center")
     return fig
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de010
@@ -88,22 +126,21 @@ def result(records: Records, published: dict) -> Result | None:
     found = frame_of(systems_of(records, "ablation"))
     if found.empty: return None
     trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in CHANGES.items()}
-    controlled, chosen = control(trained), rules(records)
-    rows, n = table(found, controlled), found["seed"].nunique()
-    tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {})
+    controlled = control(trained)
+    rows, wide, left_out = table(found, controlled)
+    chosen, compared, said_of_rules = rules(records)
+    tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {}) | compared
     by = rows.set_index("variant")
-    said = ["The mean calibration error as a share of Lambda is " + ", ".join(f"{r['calibration_error_share']:.2f} ({v}, n = {int(r['n'])})" for v, r in by.iterrows()) + ".",
-            "The mean accuracy of the networks is " + ", ".join(f"{r['accuracy_percent']:.1f} % ({v})" for v, r in by.iterrows()) + "."]
-    wide = found.groupby(["seed", "system"])["accuracy_percent"].mean().unstack().dropna()
-    if len(wide) > 1 and "as described" in wide and wide.shape[1] > 1:
-        tables["ablation_tests"] = compared = paired_tests(wide, "as described").reset_index(names="variant")
-        clear = compared[compared["p_holm"] < 0.05]
-        said.append(f"Paired permutation tests of accuracy against the method as described, with Holm's correction (n = {len(wide)}), find a difference at 5 % for {', '.join(clear['variant']) if len(clear) else 'none'}; "
-                    f"the differences range from {compared['difference'].min():+.1f} to {compared['difference'].max():+.1f} points.")
-    if len(chosen):
-        c = chosen.set_index("rule")
-        said.append(f"The gap between validation and test accuracy is {c.loc['exhaustive, accuracy', 'gap']:+.2f} points for exhaustive selection by accuracy and {c.loc['forward, nll', 'gap']:+.2f} for forward selection by NLL; "
-                    f"their test accuracies are {c.loc['exhaustive, accuracy', 'accuracy_percent']:.1f} and {c.loc['forward, nll', 'accuracy_percent']:.1f} %.")
-    sources = systems_of(records, "ablation") + systems_of(records, "selection") + [r for found in trained.values() for r in found]
-    caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n} seed{'s' if n > 1 else ''} at most."
-    return Result(said, tables, {"ablation": (ablation_figure(trained), caption)}, sources)
+    measured = by.dropna(subset="calibration_error_share")
+    said = ["The mean calibration error as a share of Lambda is " + ("not known" if measured.empty else "") + ", ".join(f"{within(r, 'calibration_error_share', 2)} ({v}, n = {int(r['n'])})" for v, r in measured.iterrows()) + (", with 95 % intervals." if by["n"].max() > 1 else ".") + left_out,
+            "The mean accuracy of the networks over lambda is " + ", ".join(f"{within(r, 'accuracy_percent', 1, ' %')} ({v})" for v, r in by.iterrows()) + "."]
+    whole = wide.dropna()
+    if len(whole) > 1 and "as described" in whole and whole.shape[1] > 1:
+        tables["ablation_tests"] = paired_tests(whole, "as described").reset_index(names="variant")
+        said.append(verdict(tables["ablation_tests"], "the method as described"))
+    selected = systems_of(records, "selection")
+    sources = systems_of(records, "ablation") + selected + (unselected(records, selected[0]["inputs"]["keep"]) if selected else []) + [r for found in trained.values() for r in found]
+    counts = {name: len(found) for name, found in trained.items()}
+    n = f"{counted(max(counts.values()))} a panel" if len(set(counts.values())) == 1 else ", ".join(f"{counted(v)} ({k})" for k, v in counts.items())
+    caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n}."
+    return Result([*said, *said_of_rules], tables, {"ablation": (ablation_figure(trained), caption)}, sources)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from . import deviation
+from .control import mean_line, seed_styles
 from ..pipeline import Plan
 from ..profiles import Shop
 from ..records import Records
 from ..report import Result, figure, systems_of
-from ..statistics import spearman, summary
+from ..statistics import MARGINS, paired_tests, spearman, summary, verdict
 
 TITLE = "F4: lambda against the accuracy of the sampled architecture"
 
@@ -23,32 +24,39 @@ def plans(shop: Shop, seed: int) -> list[Plan]:
     "The hypernetwork's networks of T1."
     return [deviation.sampled(shop, seed, "deviation", "hypernetwork", lam) for lam in range(shop.profile.space.max_shared + 1)]
 
-def slopes(found: pd.DataFrame) -> pd.DataFrame:
-    "For every seed: points of accuracy gained an edge (least squares), and Spearman's correlation."
-    ours = found[found["system"] == "hypernetwork"]
-    return pd.DataFrame([{"seed": seed, "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
-                          "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for seed, part in ours.groupby("seed") if len(part) > 2])
-
 # %% auto #0
-__all__ = ['TITLE', 'plans', 'slopes', 'distance_figure', 'result']
+__all__ = ['TITLE', 'plans', 'slopes', 'tests', 'distance_figure', 'result', 'slope_sentence']
+
+# %% ../../nbs/experiments/distance.ipynb #080d014
+def slopes(found: pd.DataFrame) -> pd.DataFrame:
+    "For every system and seed: points of accuracy gained an edge (least squares), and Spearman's correlation."
+    return pd.DataFrame([{"system": name, "seed": seed, "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
+                          "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for (name, seed), part in found.groupby(["system", "seed"]) if len(part) > 2])
+
+def tests(rows: pd.DataFrame, top: int) -> pd.DataFrame | None:
+    "The slopes of every system against none, over the seeds that all systems have; None for fewer than 2 of them."
+    wide = rows.pivot(index="seed", columns="system", values="points_per_edge").dropna()
+    return paired_tests(wide.assign(flat=0.0), "flat", MARGINS["accuracy_percent"] / top).reset_index() if len(wide) > 1 else None
 
 # %% ../../nbs/experiments/distance.ipynb #080d005
 def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
-    "Ours, every seed a line; the paper's read-off points, on an axis of the same length."
-    printed = published.get("paper", {}).get("F4")
-    fig, axes = figure(1, 2 if printed else 1, 4.4, 3.4, squeeze=False)
-    ours, ax = found[found["system"] == "hypernetwork"], axes[0, 0]
-    for i, (seed, part) in enumerate(ours.groupby("seed")):
-        ax.plot(part["lambda"], part["accuracy_percent"], "o-", ms=3.5, lw=0.8, alpha=0.7, color=sns.color_palette("colorblind")[i % 10], label=f"seed {seed}")
-    means = ours.groupby("lambda")["accuracy_percent"].mean()
-    ax.plot(means.index, means, "k-", lw=2, label="mean")
-    ax.set(xlabel="lambda", ylabel="test accuracy (%)", title="here", xticks=sorted(ours["lambda"].unique()))
-    ax.legend(fontsize=7, ncols=2, frameon=False)
+    "Hypernetwork and random deviation, every seed a line, with means; the paper's read-off points on an axis of the same length."
+    printed, kinds = published.get("paper", {}).get("F4"), [k for k in deviation.KINDS if k in set(found["system"])]
+    fig, axes = figure(1, len(kinds) + bool(printed), 3.9, 3.6, squeeze=False)
+    styles, lams = seed_styles(found["seed"].unique()), sorted(found["lambda"].unique())
+    edge = 0.05 * max(np.ptp(found["accuracy_percent"]), 1)
+    low, high = found["accuracy_percent"].min() - edge, found["accuracy_percent"].max() + edge
+    for ax, kind in zip(axes[0], kinds):
+        ours = found[found["system"] == kind]
+        for seed, part in ours.groupby("seed"): ax.plot(part["lambda"], part["accuracy_percent"], ms=3.5, lw=0.8, alpha=0.75, label=f"seed {seed}", **styles[seed])
+        mean_line(ax, ours, "lambda", "accuracy_percent", color="black", marker="_", ms=9, label="mean, 95 % interval" if len(styles) > 1 else "mean")
+        ax.set(xlabel="lambda: edges shared with alpha*", ylabel="test accuracy (%)", title=f"here: {kind}", xticks=lams, xlim=(-0.2, max(lams) + 0.2), ylim=(low, high))
     if printed:
-        other, (low, high) = axes[0, 1], ax.get_ylim()
-        other.plot(printed["lambda"], printed["accuracy"], "kx")
+        axes[0, -1].plot(printed["lambda"], printed["accuracy"], "x", color="black", label="paper, read off")
         middle = np.mean(printed["accuracy"])
-        other.set(xlabel="lambda", title="paper, read off (wider networks)", ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
+        axes[0, -1].set(xlabel="lambda", ylabel="test accuracy (%)", title="paper (wider networks)", xticks=lams, xlim=(-0.2, max(lams) + 0.2), ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     return fig
 
 # %% ../../nbs/experiments/distance.ipynb #080d007
@@ -58,11 +66,19 @@ def result(records: Records, published: dict) -> Result | None:
     if found.empty: return None
     rows = slopes(found)
     if rows.empty: return None
+    n, compared, printed = found["seed"].nunique(), tests(rows, int(found["lambda"].max())), published.get("paper", {}).get("F4")
+    said = [slope_sentence(name, rows[rows["system"] == name]) for name in deviation.KINDS if name in set(rows["system"])]
+    if compared is not None: said.append(verdict(compared, "none", "points an edge", "the slope of accuracy with lambda"))
+    if printed:
+        rank = spearmanr(printed["lambda"], printed["accuracy"])
+        said.append(f"The {len(printed['lambda'])} points of the paper's figure lie between {min(printed['accuracy']):.2f} and {max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points an edge: a small slope, but a trend "
+                    f"(Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = {len(printed['lambda'])} points of one hypernetwork, no repetition).")
+    caption = (f"Test accuracy (%) of single networks against lambda (edges): h(lambda), {'random deviations, ' if (found['system'] == deviation.KINDS[1]).any() else ''}"
+               f"{'and the points of the paper (one run each) on an axis of the same length, ' if printed else ''}a line a seed, n = {n} seed{'s' if n > 1 else ''}; " + ("black: mean and 95 % BCa interval over seeds." if n > 1 else "so without intervals."))
+    return Result(said, {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}), {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
+
+def slope_sentence(name: str, rows: pd.DataFrame) -> str:
+    "The mean slope of a system and its interval."
     s, n = summary(rows["points_per_edge"]), len(rows)
     interval = f" (95 % interval {s['ci_low']:+.2f} to {s['ci_high']:+.2f})" if n > 1 else ""
-    said = [f"An edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} seed{'s' if n > 1 else ''}; "
-            f"the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}."]
-    printed = published.get("paper", {}).get("F4")
-    if printed: said.append(f"The ten points of the paper's figure give {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points an edge (one hypernetwork, no repetition).")
-    caption = f"Test accuracy of h(lambda); left: here, a line a seed, n = {n}; right: the paper's points on an axis of the same length."
-    return Result(said, {"F4": rows}, {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
+    return (f"For the {name} an edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} seed{'s' if n > 1 else ''}; the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}.")

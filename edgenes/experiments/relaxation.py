@@ -8,21 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from .control import calibration, hypernetworks
-from .speed import spread_lambdas
+from .speed import complete, counted, seed_styles, spread_lambdas, spread_of, within
 from ..pipeline import Plan, ensemble, searched, seeded
 from ..pipeline import trained as trained_plan
 from ..profiles import Shop
 from ..records import Records
 from ..report import Result, accuracy_of, figure, frame_of, systems_of
-from ..statistics import calibration_error, paired_tests
+from ..statistics import calibration_error, holm, paired_tests, verdict
 from ..tasks import Task
 
 # %% auto #0
-__all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'result', 'relaxation_figure']
+__all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'tests', 'sentences', 'result', 'relaxation_figure']
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe006
 TITLE = "The sampled relaxation at equal seconds"
@@ -52,7 +51,28 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
             last = r["results"]["log"][-1]
             rows.append({"method": name, "seed": r["inputs"]["seed"], "search_seconds": r["seconds"]["search"], "epochs": len(r["results"]["log"]),
                          "calibration_error_edges": calibration_error(*zip(*last["calibration"])), "val_loss_nats": last["val_loss_nats"]})
-    return pd.DataFrame(rows)
+    columns = ["method", "seed", "search_seconds", "epochs", "calibration_error_edges", "val_loss_nats"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["method", "seed"], ignore_index=True)
+
+# %% ../../nbs/experiments/relaxation.ipynb #c4fe007b
+def tests(found: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
+    "alpha* and the ensemble, sampled minus faithful, as one family; None for fewer than 2 seeds. And a sentence on left-out seeds."
+    wide, note = complete(found.pivot(index="seed", columns="system", values="accuracy_percent"))
+    pairs = [(f"sampled, {what}", f"faithful, {what}") for what in ("optimum", "ensemble")]
+    if len(wide) < 2 or not {name for pair in pairs for name in pair} <= set(wide): return None, note
+    return holm(pd.concat([paired_tests(wide[[a, b]], b) for a, b in pairs])).reset_index(), note
+
+def sentences(rows: pd.DataFrame, trained: pd.DataFrame) -> list[str]:
+    "Accuracy, calibration and seconds of both methods, with their intervals."
+    by, said = rows.set_index("system"), []
+    for what, name in (("optimum", "alpha*"), ("ensemble", "the ensemble")):
+        parts = [f"{within(by.loc[f'{m}, {what}'], 'accuracy_percent', 1, ' %')} after the {m} search (n = {int(by.loc[f'{m}, {what}', 'n'])})" for m in METHODS if f"{m}, {what}" in by.index]
+        if parts: said.append(f"The test accuracy of {name} is {' and '.join(parts)}.")
+    errors = {m: pd.Series(spread_of(part["calibration_error_edges"], "error")) for m, part in trained.groupby("method")}
+    if errors: said.append("The calibration error is " + " and ".join(f"{within(e, 'error', 2, ' edges')} ({m})" for m, e in errors.items()) + ("; intervals are of 95 %." if rows["n"].max() > 1 else "."))
+    ends = [f"{m}, ensemble" for m in METHODS]
+    if set(ends) <= set(by.index): said.append(f"Both searches of the sampled method took {by.loc[ends[1], 'search_seconds'] / by.loc[ends[0], 'search_seconds']:.2f} of the faithful ones' seconds, in the mean.")
+    return said
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe008
 def result(records: Records, published: dict) -> Result | None:
@@ -60,35 +80,31 @@ def result(records: Records, published: dict) -> Result | None:
     found = frame_of(systems_of(records, "relaxation"))
     if found.empty: return None
     trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in METHODS.items()}
-    controlled, n = control(trained), found["seed"].nunique()
-    rows = []
-    for name, group in found.groupby("system"):
-        rows.append({"system": name} | accuracy_of(group["accuracy_percent"]) | {"nll_nats": group["nll_nats"].mean(), "search_seconds": group["search_seconds"].mean()})
+    controlled = control(trained)
+    rows = [{"system": name} | accuracy_of(group["accuracy_percent"]) | spread_of(group["nll_nats"], "nll_nats") | spread_of(group["search_seconds"], "search_seconds") for name, group in found.groupby("system")]
     tables = {"relaxation": pd.DataFrame(rows), "relaxation_control": controlled}
-    by, errors = tables["relaxation"].set_index("system"), controlled.groupby("method")[["calibration_error_edges", "search_seconds"]].mean()
-    said = [f"With n = {n} seed{'s' if n > 1 else ''}: alpha* of the sampled search has {by.loc['sampled, optimum', 'accuracy_percent']:.1f} %, of the faithful one {by.loc['faithful, optimum', 'accuracy_percent']:.1f} %; "
-            f"the ensembles {by.loc['sampled, ensemble', 'accuracy_percent']:.1f} and {by.loc['faithful, ensemble', 'accuracy_percent']:.1f} %; "
-            f"the calibration errors are {errors.loc['sampled', 'calibration_error_edges']:.2f} and {errors.loc['faithful', 'calibration_error_edges']:.2f} edges; "
-            f"the sampled searches took {by.loc['sampled, ensemble', 'search_seconds'] / by.loc['faithful, ensemble', 'search_seconds']:.2f} of the faithful ones' seconds."]
-    wide = found.pivot(index="seed", columns="system", values="accuracy_percent").dropna()
-    if len(wide) > 1:
-        compared = pd.concat([paired_tests(wide[[f"sampled, {what}", f"faithful, {what}"]], f"faithful, {what}") for what in ("optimum", "ensemble")]).reset_index()
+    compared, left_out = tests(found)
+    said = sentences(tables["relaxation"], controlled)
+    if compared is not None:
         tables["relaxation_tests"] = compared
-        said.append(" ".join(f"{row['system'].capitalize()} minus faithful: {row['difference']:+.2f} points (95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}, permutation p = {row['p_permutation']:.2f}, n = {int(row['n'])})."
-                             for _, row in compared.iterrows()))
-    caption = f"Shared edges against lambda after a faithful and a sampled search of about equal seconds; a line a seed (drawn a little apart); n = {n} seed{'s' if n > 1 else ''}."
+        said.append(verdict(compared, "the faithful search"))
+    if left_out: said.append("Of the tests:" + left_out)
+    n = " and ".join(f"{counted(len(rs))} ({name})" for name, rs in trained.items())
+    caption = f"Edges shared with alpha* against lambda (edges) after a faithful and a sampled search of about equal seconds; a line a seed (drawn a little apart), dotted: as asked; n = {n}."
     sources = systems_of(records, "relaxation") + [r for rs in trained.values() for r in rs]
     return Result(said, tables, {"relaxation": (relaxation_figure(trained), caption)}, sources)
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe010
 def relaxation_figure(trained: dict[str, list[dict]]) -> Figure:
-    "The control of both methods."
+    "The control of both methods; lines are seeds."
+    styles = seed_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
     fig, axes = figure(1, 2, 3.6, 3.0, sharey=True)
     for ax, (name, found) in zip(axes, trained.items()):
-        frame = calibration(found)
+        frame = calibration(found) if found else pd.DataFrame({"seed": [], "lambda": [], "shared_edges": []})
         ax.plot([0, frame["lambda"].max()], [0, frame["lambda"].max()], ":", color="0.5")
-        for i, (_, group) in enumerate(frame.groupby("seed")):
-            ax.plot(group["lambda"], group["shared_edges"] + 0.03 * i, "o-", ms=3, lw=1, color=sns.color_palette("colorblind")[i % 10])
-        ax.set(title=name, xlabel="lambda")
+        for seed, group in frame.groupby("seed"):
+            ax.plot(group["lambda"], group["shared_edges"] + 0.03 * list(styles).index(seed), marker="o", ms=3, lw=1, **styles[seed])
+        ax.set(title=name, xlabel="lambda: edges asked for")
     axes[0].set_ylabel("edges shared with alpha*")
+    fig.legend(handles=[axes[1].plot([], [], **style)[0] for style in styles.values()], loc="outside right center")
     return fig

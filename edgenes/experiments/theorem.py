@@ -5,24 +5,29 @@
 # %% ../../nbs/experiments/theorem.ipynb #b521004
 from __future__ import annotations
 
+from fractions import Fraction
+from math import comb
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
-from .control import hypernetworks
+from .control import hypernetworks, mean_line, seed_styles, spread
 from ..genotype import Genotype, SearchSpace
 from ..pipeline import Plan, ensemble
 from ..profiles import Shop
 from ..records import Records, all_records
-from ..report import Result, figure, frame_of, systems_of
-from ..statistics import summary
+from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..statistics import paired_tests, summary, verdict
 from ..tasks import Task, genotype_of
-from ..theorem import DISTRIBUTIONS, enumerate_overlap, expected_updated_edges, ratio_to_dartsens, simulate_overlap
+from ..theorem import DISTRIBUTIONS, expected_updated_edges, ratio_to_dartsens, simulate_overlap
 
 # %% auto #0
-__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'checks', 'overlaps', 'places', 'theorem_figure', 'result']
+__all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'sizes_of', 'enumerated', 'checks', 'overlaps', 'places', 'ratio_panel',
+           'parts_panel', 'theorem_figure', 'size_table', 'size_tests', 'result', 'counted_sentences']
 
 # %% ../../nbs/experiments/theorem.ipynb #b521006
 TITLE = "TH: the theorem, and ensembles of every size"
@@ -40,19 +45,30 @@ def sized(shop: Shop, seed: int, name: str, n: int) -> Plan:
     return (yield from ensemble(shop, Task("system", seed, experiment="size", system=name, point=(("members", n),), pool=pool, keep=n, criterion=p.criterion)))
 
 # %% ../../nbs/experiments/theorem.ipynb #b521012
+def sizes_of(distribution: str, max_shared: int) -> dict[int, Fraction]:
+    "The law of the number of edges: uniform, or that of a continuous lambda which is rounded."
+    if distribution == "continuous": return {k: Fraction(1 if 0 < k < max_shared else Fraction(1, 2), max_shared) for k in range(max_shared + 1)}
+    lowest = int(distribution == "discrete_from_one")
+    return {k: Fraction(1, max_shared + 1 - lowest) for k in range(lowest, max_shared + 1)}
+
+def enumerated(n_members: int, max_shared: int, distribution: str) -> Fraction:
+    "Exact expected overlap of a step with all members: over the sizes of both, and over all overlaps of two uniform subsets of these sizes."
+    law = sizes_of(distribution, max_shared)
+    return n_members * sum((p * q * Fraction(k * comb(active, k) * comb(max_shared - active, kept - k), comb(max_shared, kept))
+                            for active, p in law.items() for kept, q in law.items() for k in range(min(active, kept) + 1)), Fraction(0))
+
 def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd.DataFrame:
-    "The formula, the enumeration (where sizes are whole) and the simulation of every distribution."
+    "The formula, the enumeration and the simulation of every distribution."
     rows = []
     for name in DISTRIBUTIONS:
-        exact = None if name == "continuous" else float(n_members * enumerate_overlap(max_shared, int(name == "discrete_from_one")))
         drawn = simulate_overlap(n_members, max_shared, trials, 0, name)
-        rows.append({"lambda": name, "formula": expected_updated_edges(n_members, max_shared, name), "enumeration": exact, "simulation": drawn.mean(), "simulation_se": drawn.std(ddof=1) / trials**0.5,
-                     "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
+        rows.append({"lambda": name, "members": n_members, "max_shared": max_shared, "formula": expected_updated_edges(n_members, max_shared, name), "enumeration": float(enumerated(n_members, max_shared, name)),
+                     "simulation": drawn.mean(), "simulation_se": drawn.std(ddof=1) / trials**0.5, "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/theorem.ipynb #b521016
 def overlaps(records: Records) -> pd.DataFrame:
-    "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES; mean overlap a step for DartsEns."
+    "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES, with the two means of the theorem; mean overlap a step for DartsEns."
     chosen = {r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]] for r in systems_of(records, "quality") if r["inputs"]["system"] == "EdgeNES"}
     runs: dict[int, list[float]] = {}
     for r in all_records(records, "darts"):
@@ -60,12 +76,13 @@ def overlaps(records: Records) -> pd.DataFrame:
         final = {tuple(e) for e in r["results"]["genotype"]}
         runs.setdefault(r["inputs"]["seed"], []).append(float(np.mean([len(final & {tuple(e) for e in entry["genotypes"][0]}) for entry in r["results"]["log"]])))
     rows = []
-    for r in hypernetworks(records):
+    for r in sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"]):
         seed, optimum = r["inputs"]["seed"], genotype_of(r["inputs"]["optimum"], SearchSpace.from_dict(r["inputs"]["space"]))
         steps = [set(step) for entry in r["results"]["log"] for step in entry.get("active_edges", [])]
         if seed not in chosen or not steps: continue
-        own, members = places(optimum), [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]]
-        rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": optimum.space.max_shared,
+        own, members, top = places(optimum), [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]], optimum.space.max_shared
+        active, shared = float(np.mean([len(s & own) for s in steps])), float(np.mean([len(m & own) for m in members]))
+        rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": top, "active_of_optimum": active, "shared_by_member": shared, "pairs_if_uniform": len(members) * active * shared / top,
                      "pairs_of_optimum": np.mean([sum(len(s & m & own) for m in members) for s in steps]), "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
                      "distinct_of_all": np.mean([len(s & set().union(*members)) for s in steps]), "dartsens": np.mean(runs.get(seed, [np.nan]))})
     return pd.DataFrame(rows)
@@ -75,45 +92,94 @@ def places(genotype: Genotype) -> set[int]:
     return {int(np.ravel_multi_index(genotype.space.position(edge), genotype.space.shapes[0])) for edge in genotype.edges}
 
 # %% ../../nbs/experiments/theorem.ipynb #b521019
-def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
-    "Left: the ratio against N, formula and real runs. Right: accuracy of ensembles of every size."
-    fig, axes = figure(1, 2, 4.6, 3.4)
-    top = int(counted["max_shared"].iloc[0]) if len(counted) else 4
-    ns = range(1, 9)
-    for name, colour, style in zip(DISTRIBUTIONS, sns.color_palette("colorblind"), ("-", "-", "--")):  # two of the formulas give the same line
-        axes[0].plot(ns, [ratio_to_dartsens(n, top, name) for n in ns], style, color=colour, lw=2, label=f"formula, {name.replace('_', ' ')}")
+def ratio_panel(ax: Any, counted: pd.DataFrame) -> None:
+    "The ratio to DartsEns against N: formulas, and real runs."
+    top, ns = (int(counted["max_shared"].iloc[0]) if len(counted) else 4), range(1, 9)
+    for name, colour, line in zip(DISTRIBUTIONS, sns.color_palette("colorblind"), ("-", "-", "--")):  # two of the formulas give the same line
+        ax.plot(ns, [ratio_to_dartsens(n, top, name) for n in ns], line, color=colour, lw=2, label=f"formula, {name.replace('_', ' ')}")
+    ax.axhline(1, color="0.6", ls=":")
     if len(counted):
-        axes[0].plot(counted["members"], counted["pairs_of_optimum"] / top, "k.", ms=8, label="counted, edges of alpha*")
-        axes[0].plot(counted["members"] + 0.1, counted["pairs_of_all"] / top, "kx", ms=6, label="counted, all edges")
-    axes[0].axhline(1, color="0.6", ls=":")
-    axes[0].set(xlabel="members N", ylabel="updated edges of the ensemble a step,\nover those of DartsEns (Lambda)")
-    axes[0].legend(fontsize=7, frameon=False)
-    for name, colour in zip(POOLS, sns.color_palette("colorblind")):
+        styles = seed_styles(counted["seed"])
+        for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
+            row = counted[counted["seed"] == seed]
+            ax.plot(row["members"] + apart, row["pairs_of_optimum"] / top, ls="none", ms=4.5, mew=0, zorder=3, **style)
+        mean_line(ax, counted.assign(ratio=counted["pairs_of_optimum"] / top), "members", "ratio", 0.4, color="black", ls="none", marker="_", ms=9, mew=2, label="counted, edges of alpha*")
+    ax.set(xlabel="members N", xticks=ns, ylabel="updated edges of the ensemble a step,\nover those of DartsEns (Lambda)")
+    ax.legend(fontsize=7, frameon=False, loc="upper left")
+
+# %% ../../nbs/experiments/theorem.ipynb #b521029
+def parts_panel(ax: Any, counted: pd.DataFrame) -> None:
+    "Edges of alpha* active in a step and shared by a member, and the pairs that these would make if edges were uniform, and do make; every seed a mark."
+    if counted.empty: return
+    top, members, styles = int(counted["max_shared"].iloc[0]), int(counted["members"].iloc[0]), seed_styles(counted["seed"])
+    names = {"active_of_optimum": "active\nin a step", "shared_by_member": "shared by\na member", "pairs_if_uniform": "pairs, if\nuniform", "pairs_of_optimum": "pairs,\ncounted"}
+    long = counted.rename(columns={name: i for i, name in enumerate(names)}).melt("seed", list(range(4)), "at", "edges").astype({"at": int, "edges": float})
+    for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
+        part = long[long["seed"] == seed]
+        ax.plot(part["at"] + apart - 0.06, part["edges"], ls="none", ms=4.5, mew=0, label=f"seed {seed}", **style)
+    mean_line(ax, long, "at", "edges", 0.32, color="black", ls="none", marker="_", ms=9, mew=2, label="mean, 95 % interval" if len(styles) > 1 else "mean")
+    for name, colour, line in (("discrete_from_one", sns.color_palette("colorblind")[0], "-"), ("continuous", sns.color_palette("colorblind")[2], "--")):  # as in the first panel
+        mean, whole = float(sum(k * p for k, p in sizes_of(name, top).items())), expected_updated_edges(members, top, name)
+        ax.hlines([mean, whole], [-0.45, 1.55], [1.45, 3.45], color=colour, ls=line, lw=1.6, label=f"theorem, {name.replace('_', ' ')}")
+    ax.set(xticks=range(4), xticklabels=names.values(), ylabel="edges of alpha*; (edge, member) pairs", ylim=(0, None))
+
+# %% ../../nbs/experiments/theorem.ipynb #b521026
+def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
+    "The ratio against N; what makes the counted overlap; accuracy of ensembles of every size."
+    fig, axes = figure(1, 3, 4.7, 3.9)
+    ratio_panel(axes[0], counted)
+    parts_panel(axes[1], counted)
+    if len(counted): fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)  # the marks of the first two panels
+    for name, colour, apart in zip(POOLS, sns.color_palette("colorblind"), (-0.12, 0, 0.12)):
         part = sizes[sizes["system"] == name] if len(sizes) else sizes
-        for _, group in part.groupby("seed") if len(part) else (): axes[1].plot(group["members"], group["accuracy_percent"], lw=0.6, alpha=0.4, color=colour)
-        if len(part): axes[1].plot(*part.groupby("members")["accuracy_percent"].mean().reset_index().to_numpy().T, "o-", ms=4, lw=2, color=colour, label=name)
-    axes[1].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)", xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
-    if len(sizes): axes[1].legend(fontsize=8, frameon=False)
+        for _, group in part.groupby("seed") if len(part) else (): axes[2].plot(group["members"] + apart, group["accuracy_percent"], lw=0.6, alpha=0.45, color=colour)
+        if len(part): mean_line(axes[2], part, "members", "accuracy_percent", apart, color=colour, ms=4, label=name)
+    axes[2].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)", xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
+    if len(sizes): axes[2].legend(fontsize=8, frameon=False, loc="lower right")
     return fig
+
+def size_table(sizes: pd.DataFrame) -> pd.DataFrame:
+    "Test accuracy of every system and ensemble size."
+    return pd.DataFrame([{"system": name, "members": n} | accuracy_of(part["accuracy_percent"]) for (name, n), part in sizes.groupby(["system", "members"])])
+
+def size_tests(sizes: pd.DataFrame) -> pd.DataFrame | None:
+    "The ensemble of all candidates against the one of one member, of every system, paired by seed; None for fewer than 2 seeds that all systems have."
+    ends = sizes[sizes["members"].isin([1, sizes["members"].max()])].pivot(index="seed", columns=["system", "members"], values="accuracy_percent").dropna()
+    if len(ends) < 2 or sizes["members"].max() == 1: return None
+    gain = ends.xs(sizes["members"].max(), axis=1, level="members") - ends.xs(1, axis=1, level="members")
+    return paired_tests(gain.assign(one=0.0), "one").reset_index()
 
 # %% ../../nbs/experiments/theorem.ipynb #b521021
 def result(records: Records, published: dict) -> Result | None:
     "The checks, the overlap in real trainings, accuracy against n."
-    formula, counted, sizes = checks(trials=20_000), overlaps(records), frame_of(systems_of(records, "size"))
-    row = formula.iloc[0]
-    said = [f"For N = 3, Lambda = 4 the formula gives {row['formula']:.4f} with lambda from U{{1..Lambda}}, the enumeration {row['enumeration']:.4f}, the simulation {row['simulation']:.3f} ± {row['simulation_se']:.3f}; "
-            f"from U{{0..Lambda}} and from the continuous U(0, Lambda) it is {formula['formula'].iloc[1]:g}, less than what DartsEns updates ({formula['ratio_to_dartsens'].iloc[1]:.2f} of it)."]
-    tables = {"TH": formula}
-    if len(counted):
-        tables["TH_counted"], n, top = counted, len(counted), counted["max_shared"].iloc[0]
-        s = summary(counted["pairs_of_optimum"])
-        predicted = np.mean([expected_updated_edges(int(m), int(top), "continuous") for m in counted["members"]])
-        said.append(f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {s['mean']:.2f} (edge, member) pairs of alpha*'s edges" + (f" (95 % interval {s['ci_low']:.2f} to {s['ci_high']:.2f})" if n > 1 else "")
-                    + f", {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, where the formula for the lambda of training says {predicted:.2f}; "
-                    f"a DARTS epoch's architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.")
-    if len(sizes):
-        means = sizes.groupby(["system", "members"])["accuracy_percent"].mean()
-        said.append("From one member to all candidates, mean accuracy goes " + "; ".join(f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})" for name in POOLS if name in means.index) + f" (n = {sizes['seed'].nunique()}).")
-        tables["TH_size"] = means.unstack("system").reset_index()
-    caption = f"Left: gain over DartsEns against ensemble size, formulas and {len(counted)} real trainings; right: test accuracy of the best n of N candidates, thin lines are seeds, thick ones means."
+    counted, sizes = overlaps(records), frame_of(systems_of(records, "size"))
+    formula = checks(int(counted["members"].iloc[0]), int(counted["max_shared"].iloc[0]), 20_000) if len(counted) else checks(trials=20_000)
+    by = formula.set_index("lambda")
+    slides, zero, real = (by.loc[name] for name in DISTRIBUTIONS)
+    said = [f"For N = {slides['members']:g}, Lambda = {slides['max_shared']:g} the formula gives {slides['formula']:.4f} with lambda from U{{1..Lambda}}, the enumeration {slides['enumeration']:.4f}, the simulation {slides['simulation']:.3f} ± {slides['simulation_se']:.3f} (standard error); "
+            f"from U{{0..Lambda}} they give {zero['formula']:.4f}, {zero['enumeration']:.4f} and {zero['simulation']:.3f} ± {zero['simulation_se']:.3f}, from the continuous U(0, Lambda), rounded, {real['formula']:.4f}, {real['enumeration']:.4f} and {real['simulation']:.3f} ± {real['simulation_se']:.3f}: "
+            f"{real['ratio_to_dartsens']:.2f} of what DartsEns updates, where U{{1..Lambda}} has {slides['ratio_to_dartsens']:.2f}."]
+    tables, n, runs = {"TH": formula}, len(counted), sizes["seed"].nunique() if len(sizes) else 0
+    if n: tables["TH_counted"], said = counted, said + counted_sentences(counted)
+    if runs:
+        tables["TH_size"], compared = size_table(sizes), size_tests(sizes)
+        means = tables["TH_size"].set_index(["system", "members"])["accuracy_percent"]
+        said.append("From one member to all candidates, mean accuracy goes " + "; ".join(f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})" for name in POOLS if name in means.index) + f" (n = {runs}).")
+        if compared is not None: tables["TH_size_tests"], said = compared, [*said, verdict(compared, "one member", what="the accuracy of all candidates together")]
+    caption = (f"Left: gain over DartsEns (ratio of edges a step) against ensemble size, formulas and n = {n} real training{'s' if n != 1 else ''}. Middle: edges of alpha* active in a step and shared by a member, and the (edge, member) pairs that they would make if edges were uniform, "
+               f"and do make, beside the theorem (n = {n}). Right: test accuracy of the best n of N candidates, thin lines are seeds, thick ones means (n = {runs} seed{'s' if runs != 1 else ''}). " + ("Bars: 95 % BCa intervals over seeds." if max(n, runs) > 1 else "No intervals without two seeds."))
     return Result(said, tables, {"TH": (theorem_figure(counted, sizes), caption)}, hypernetworks(records) + systems_of(records, "size"))
+
+# %% ../../nbs/experiments/theorem.ipynb #b521028
+def counted_sentences(counted: pd.DataFrame) -> list[str]:
+    "What a step of real trainings updates of the final ensemble, and why it is not what the formula says."
+    n, top, members = len(counted), int(counted["max_shared"].iloc[0]), int(counted["members"].iloc[0])
+    s = {name: summary(counted[name]) for name in ("pairs_of_optimum", "active_of_optimum", "shared_by_member", "pairs_if_uniform")}
+    say = lambda name: f"{s[name]['mean']:.2f}" + (f" (95 % interval {s[name]['ci_low']:.2f} to {s[name]['ci_high']:.2f})" if n > 1 else "")
+    mean = {name: float(sum(k * p for k, p in sizes_of(name, top).items())) for name in ("continuous", "discrete_from_one")}
+    left = s["pairs_of_optimum"]["mean"] - s["pairs_if_uniform"]["mean"]
+    kept, any_edge = (counted["pairs_of_optimum"] / (counted["members"] * counted["shared_by_member"])).mean(), s["active_of_optimum"]["mean"] / top
+    return [f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {say('pairs_of_optimum')} (edge, member) pairs of alpha*'s edges, {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, "
+            f"where the formula for the lambda of training says {expected_updated_edges(members, top, 'continuous'):.2f}; a DARTS epoch's architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.",
+            f"The formula has {mean['continuous']:g} edges of alpha* active in a step and shared by a member ({mean['discrete_from_one']:g} for U{{1..Lambda}}). Really {say('active_of_optimum')} are active and {say('shared_by_member')} shared; uniform edges in these numbers would make {say('pairs_if_uniform')} pairs. "
+            f"The {'rest' if left > 0 else 'difference'}, {left:+.2f}, comes from which edges they are: an edge of alpha* that a member keeps is active in {100 * kept:.0f} % of the steps, an edge of alpha* on average in {100 * any_edge:.0f} %."]
