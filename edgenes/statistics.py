@@ -34,6 +34,7 @@ def _flat(x: np.ndarray) -> bool:
     "Whether all values are one, up to the rounding of floats: no deviation to divide by."
     return bool(np.ptp(x) <= 1e-12 * np.abs(x).max())
 
+# %% ../nbs/11_statistics.ipynb #e94d005b
 def summary(values: Any,  # (n,) one value a run
             ) -> dict[str, float]:
     "n, mean, sd (n - 1) and 95 % BCa interval; sd and interval are nan for n = 1."
@@ -99,6 +100,7 @@ def paired_tests(frame: pd.DataFrame,  # one row a seed, one column a system
                      "smallest_difference": smallest_difference(d.size, d.std(ddof=1)) if spread else np.nan})
     return holm(pd.DataFrame(rows).set_index("system"))
 
+# %% ../nbs/11_statistics.ipynb #e94d010b
 def holm(table: pd.DataFrame) -> pd.DataFrame:
     "Rows of `paired_tests` as one family: p-values corrected over all of them."
     for name, given in (("p_holm", "p_permutation"), ("p_equivalent_holm", "p_equivalent")):

