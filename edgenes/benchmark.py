@@ -251,14 +251,12 @@ def _discrete(seed: int, plain: bool) -> nn.Module:
 # %% ../nbs/20_benchmark.ipynb #cf37027b
 def retraining_seconds(plain: bool, genotypes: int, steps: int, batch: int, size: int) -> float:
     "A retraining step as it runs by itself, on one thread: medians, summed over the genotypes."
-    torch.set_num_threads(1)
     if not plain: keep_memory()  # as the pipeline does
-    x, y, total = torch.randn(batch, 3, size, size), torch.randint(100, (batch,)), 0.0
-    if not plain: x = x.contiguous(memory_format=torch.channels_last)
+    x, y, total = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last), torch.randint(100, (batch,)), 0.0
     for seed in range(genotypes):
         net = _discrete(seed, plain)
-        optimiser = torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4)
-        total += statistics.median(in_turns({"step": partial(_retrain_step, net, optimiser, x, y)}, steps)["step"])
+        step = partial(_retrain_step, net, torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4), x, y)
+        total += statistics.median(in_turns({"step": step}, steps)["step"])
     return total
 
 def retraining(genotypes: int = 6, repeats: int = 3, steps: int = 5, batch: int = 96, size: int = 32) -> dict[str, Any]:
