@@ -255,8 +255,7 @@ def retraining_seconds(plain: bool, genotypes: int, steps: int, batch: int, size
     x, y, total = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last), torch.randint(100, (batch,)), 0.0
     for seed in range(genotypes):
         net = _discrete(seed, plain)
-        step = partial(_retrain_step, net, torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4), x, y)
-        total += statistics.median(in_turns({"step": step}, steps)["step"])
+        total += statistics.median(in_turns({"": partial(_retrain_step, net, torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4), x, y)}, steps)[""])
     return total
 
 def retraining(genotypes: int = 6, repeats: int = 3, steps: int = 5, batch: int = 96, size: int = 32) -> dict[str, Any]:
