@@ -34,6 +34,11 @@ def model():
     return EdgeNES(**TINY).fit(*FEW)
 
 
+@pytest.fixture(scope="module")
+def former():
+    return EdgeNES(**TINY | {"members": 1, "candidates": 1, "seed": 5}).fit(*FEW)
+
+
 def test_import_is_light():
     code = "import torch, sys, time; t = time.perf_counter(); import edgenes; t = time.perf_counter() - t; print(t < 0.3, 'sklearn' in sys.modules, hasattr(edgenes, 'nothing'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -138,9 +143,9 @@ def test_pipe_in_place_of_a_file_is_refused(model, tmp_path, name):
 
 @pytest.mark.parametrize("end", [0, 3, 7, 8, 9, 12, 15])  # 8 files, the manifest, 8 renamings
 @pytest.mark.parametrize("how", [EdgenesError, KeyboardInterrupt])
-def test_saving_over_an_ensemble_leaves_one_of_the_two(model, tmp_path, monkeypatch, end, how):
+def test_saving_over_an_ensemble_leaves_one_of_the_two(model, former, tmp_path, monkeypatch, end, how):
     """A disk that is full (an error) or a kill (no clean-up) at the n-th file that is written or renamed."""
-    former, count = EdgeNES(**TINY | {"members": 1, "candidates": 1, "seed": 5}).fit(*FEW), 0
+    count = 0
     former.save(tmp_path)
 
     def counted(act):
