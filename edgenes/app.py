@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,10 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
         ) -> None:
     "Searches, retrains and keeps the best ensemble of the pictures' classes."
     from edgenes.estimator import EdgeNES
-    require(not out.is_file(), f"{out} is a file: give a folder with --out")
+    require(not os.path.isfile(out), f"{out} is a file: give a folder with --out")
+    new = not os.path.exists(out)
+    write_atomic(out / ".probe", "").unlink()  # a folder that cannot be written is found now, not after hours of training
+    if new: out.rmdir()
     m = EdgeNES(members, candidates, seed=seed, time_budget=time_budget, search_steps=search_steps, epochs=epochs, flip=flip, relaxation=relaxation, downscale=downscale,
                 device=device, verbose=int(not quiet)).fit(folder)
     typer.echo(f"wrote {m.save(out)}: validation accuracy {m.report_['validation']['accuracy_percent']:.1f} %, see {out / 'README.md'}")
@@ -53,7 +57,7 @@ def predict(ensemble: Saved,
     from edgenes.data import SUFFIXES, read_pictures
     from edgenes.estimator import EdgeNES
     from edgenes.metrics import uncertainty
-    files = [f for p in pictures for f in (sorted(q for q in p.rglob("*") if q.suffix.lower() in SUFFIXES) if p.is_dir() else [p])]
+    files = [f for p in pictures for f in (sorted(q for q in p.rglob("*") if q.suffix.lower() in SUFFIXES) if os.path.isdir(p) else [p])]
     require(files, f"{pictures[0]} holds no picture ({' '.join(SUFFIXES)}): name pictures, or a folder of them")
     m, text = EdgeNES.load(ensemble, device), io.StringIO()
     probs = m.member_proba(read_pictures(files))
@@ -61,8 +65,9 @@ def predict(ensemble: Saved,
     writer.writerow(["file", "label", "probability", "total_nats", "aleatoric_nats", "epistemic_nats"])
     for file, row, *parts in zip(files, mean, *uncertainty(probs)):
         writer.writerow([file, m.classes_[row.argmax()], f"{row.max():.4f}", *(f"{x:.4f}" for x in parts)])
-    if out is None: typer.echo(text.getvalue(), nl=False)
-    else: typer.echo(f"wrote {write_atomic(out, text.getvalue())}")
+    answers = text.getvalue().encode(errors="surrogateescape")  # the names of files are bytes, not always text
+    if out is None: typer.echo(answers, nl=False)
+    else: typer.echo(f"wrote {write_atomic(out, answers)}".encode(errors="surrogateescape"))
 
 # %% ../nbs/24_app.ipynb #0a87007
 def evaluate(ensemble: Saved,
@@ -91,11 +96,12 @@ def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a f
     "Draws cells; of an ensemble, edges shared with the optimum are coloured."
     from edgenes.estimator import EdgeNES, named_genotypes, picture
     from edgenes.genotype import Genotype
-    m = EdgeNES.load(source, "cpu") if source.is_dir() else None
+    m = EdgeNES.load(source, "cpu") if os.path.isdir(source) else None
     jobs = [(out / f"{name}.{kind}", g) for name, g in named_genotypes(m)] if m else [(out, Genotype.from_json(read_json(source)))]
     for path, genotype in jobs:
         require(path.suffix in (".svg", ".png"), f"cannot draw {path}: give a name that ends in .svg or .png")
-        typer.echo(f"wrote {write_atomic(path, picture(genotype, m.optimum_ if m else None, path.stem, path.suffix[1:]))}")
+        title = path.stem.encode(errors="replace").decode()
+        typer.echo(f"wrote {write_atomic(path, picture(genotype, m.optimum_ if m else None, title, path.suffix[1:]))}".encode(errors="surrogateescape"))
 
 # %% ../nbs/24_app.ipynb #0a87011
 def export(ensemble: Saved,

@@ -124,13 +124,13 @@ def draw_splits(labels: np.ndarray,               # (N,) of the source's trainin
                 test_images: int | None = None,   # None: all, or a fifth of N without a test set
                 seed: int = 0,
                 ) -> dict[str, np.ndarray]:
-    "Sorted indices of the stratified train, val and test splits. `EdgenesError` when a class is too small."
+    "Sorted indices of the stratified train, val and test splits. `EdgenesError` when a class is too small: it needs an image in each split that is drawn from one set."
     whole(seed, "seed", low=0)
-    n, pool = len(labels), np.arange(len(labels))
+    n, pool, classes = len(labels), np.arange(len(labels)), len(np.unique(labels))  # a split has one image of each class or more
     if test_labels is None:
-        test, pool = _stratified(labels, round(n / 5) if test_images is None else test_images, "test_images", seed, "data", "test")
+        test, pool = _stratified(labels, max(classes, round(n / 5)) if test_images is None else test_images, "test_images", seed, "data", "test")
     else: test, _ = _stratified(test_labels, test_images, "test_images", seed, "data", "test")
-    count = max(1, round(n / (5 if test_labels is None else 10))) if val_images is None else val_images
+    count = max(classes, round(n / (5 if test_labels is None else 10))) if val_images is None else val_images
     val, rest = _stratified(labels[pool], count, "val_images", seed, "data", "val")
     require(len(rest) > 0, f"val_images={count} and the test images leave none of {n} for training: use fewer")
     train, _ = _stratified(labels[pool[rest]], train_images, "train_images", seed, "data", "train")
@@ -198,9 +198,9 @@ def read_npz(path: Path) -> Source:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
-def pictures_in(folder: Path) -> list[Path]:
-    "The picture files of a folder, sorted; `EdgenesError` when there is none."
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def pictures_in(folder: Path, entries: list[Path]) -> list[Path]:
+    "The picture files among the entries of a folder; `EdgenesError` when there is none."
+    files = [p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     require(files, f"{folder} holds no picture: add some ({' '.join(SUFFIXES)}), or leave the class out")
     return files
 
@@ -209,7 +209,7 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
     from PIL import Image
     first, images = None, []
     for file in files:
-        require(file.is_file(), f"cannot read the picture {file}: it is not a file")
+        require(os.path.isfile(file), f"cannot read the picture {file}: it is not a file")
         try:
             with Image.open(file, formats=FORMATS) as picture:
                 mode, size = picture.mode, picture.size[::-1]
@@ -224,11 +224,13 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
 # %% ../nbs/01_data.ipynb #30a7026
 def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
     "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
-    names = [sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) for folder in folders]
+    try: found = [{p.name: sorted(p.iterdir()) for p in folder.iterdir() if os.path.isdir(p) and not p.name.startswith(".")} for folder in folders]
+    except OSError as error: raise EdgenesError(f"cannot read {error.filename or folders[0]} ({error.strerror or error}): give folders that can be read") from error
+    names = [sorted(part) for part in found]
     require(names[0], f"{folders[0]} has no class folder: it needs one or more")
     odd = sorted(set(names[0]) ^ set(names[-1]))
     require(not odd, f"{folders[0].parent}: class {', '.join(odd[:3])} is not in both train and test: give both the same class folders")
-    files = [[pictures_in(folder / name) for name in names[0]] for folder in folders]
+    files = [[pictures_in(folder / name, part[name]) for name in names[0]] for folder, part in zip(folders, found)]
     images, splits, end = read_pictures([file for part in files for group in part for file in group]), [], 0
     for folder, part in zip(folders, files):
         labels = np.repeat(np.arange(len(part)), [len(group) for group in part])
@@ -269,15 +271,14 @@ def read_torchvision(path: Path) -> Source:
 def read_source(path: Path, download: bool = False) -> Source:
     "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
     require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
-    if path.is_file():
+    if os.path.isfile(path):
         require(path.suffix == ".npz", f"{path} is not an .npz file: give one, or a folder")
         return read_npz(path)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        try: names, (train, test) = read_classes(path / "train", path / "test")
-        except OSError as error: raise EdgenesError(f"cannot read {path} ({error.strerror or error}): give a folder that can be read") from error
+    if os.path.isdir(path / "train") and os.path.isdir(path / "test"):
+        names, (train, test) = read_classes(path / "train", path / "test")
         return names, train, test
-    if (path / "cifar-100-python").is_dir(): return read_torchvision(path)
-    files = sorted(file for file in path.glob("*.npz") if file.is_file())
+    if os.path.isdir(path / "cifar-100-python"): return read_torchvision(path)
+    files = sorted(file for file in path.glob("*.npz") if os.path.isfile(file))
     files = [f for f in files if f.name == "cifar100.npz"] or files
     require(len(files) < 2, f"{path} holds {len(files)} .npz files: name the one to read, for example {files[:1]}")
     if files: return read_npz(files[0])
@@ -286,8 +287,8 @@ def read_source(path: Path, download: bool = False) -> Source:
 
 def read_part(path: Path, part: str) -> tuple[tuple[str, ...], Split]:
     "Class names and the `train` or `test` set of what `read_source` reads, or of a folder that holds nothing but one folder of pictures a class."
-    folder = path / part if (path / part).is_dir() else path
-    if folder.is_dir() and not any(folder.glob("*.npz")) and not (folder / "cifar-100-python").is_dir():
+    folder = path / part if os.path.isdir(path / part) else path
+    if os.path.isdir(folder) and not any(folder.glob("*.npz")) and not os.path.isdir(folder / "cifar-100-python"):
         names, (split,) = read_classes(folder)
         return names, split
     names, *splits = read_source(path)
@@ -304,7 +305,7 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
               seed: int = 0,                     # of the splits
               device: Any = "cpu",               # where the pictures shall be
               ) -> Data:
-    "Stratified splits of a source. `EdgenesError` when the source cannot be found, read or split."
+    "Stratified splits of a source, of one class or more; each needs 2 training images. `EdgenesError` when the source cannot be found, read or split."
     if source == "digits":
         from sklearn.datasets import load_digits
         bunch, test = load_digits(), None

@@ -9,9 +9,10 @@ import copy
 import hashlib
 import io
 import math
+import os
+import re
 import time
 from dataclasses import replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from . import __version__
-from .core import EdgenesError, content_hash, pick_device, read_json, require, stream, write_atomic, write_json
+from .core import EdgenesError, content_hash, pick_device, read_json, require, short, stream, whole, write_atomic, write_json
 from .data import Data, Split, assemble, checked_split, draw_splits, read_part, shrunk
 from .ensembles import average
 from .fitting import Pixels, Run, make_profile, run_method
@@ -34,21 +34,22 @@ from .metrics import Uncertainty, ensemble_metrics, uncertainty
 from .retraining import DiscreteNetwork, Ensemble, ImageNetwork, predict
 
 # %% auto #0
-__all__ = ['FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'Answers', 'Judged', 'Kept', 'Parameters',
-           'EdgeNES', 'picture', 'table', 'card', 'named_genotypes', 'save_ensemble', 'read_saved', 'load_ensemble',
-           'export_ensemble']
+__all__ = ['HIGHEST', 'FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'Answers', 'Judged', 'Kept',
+           'Parameters', 'EdgeNES', 'picture', 'plain', 'table', 'card', 'named_genotypes', 'staged', 'save_ensemble',
+           'put_files', 'read_saved', 'build', 'load_ensemble', 'export_ensemble']
 
 # %% ../nbs/23_estimator.ipynb #6332005
 def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    "(classes (K,), sorted; codes (N,), int64) of N labels. `EdgenesError` unless they name two or more classes."
+    "(classes (K,), sorted; codes (N,), int64) of N labels. `EdgenesError` for labels that are no numbers or strings, or that no file of the ensemble could hold."
     try:
         y = np.asarray(labels)
         require(y.ndim == 1, f"their shape is {y.shape}, not (N,)")
         with np.errstate(invalid="ignore"): check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)
+        content_hash(classes.tolist()), "".join(map(str, classes)).encode()  # what `save` cannot write is refused before hours of training
     except (ValueError, TypeError) as error:
         raise EdgenesError(f"labels cannot be used ({error}): give one whole number or string an image") from error
-    require(len(classes) > 1, f"labels name too few classes, {classes}: give images of two or more")
+    require(len(classes) > 0, "there are no labels: give one an image, of one class or more")
     return classes, codes.astype(np.int64)
 
 # %% ../nbs/23_estimator.ipynb #6332007
@@ -75,21 +76,26 @@ def labelled(images: Any,       # (N, H, W, C) or (N, H, W), uint8; or the path 
 
 # %% ../nbs/23_estimator.ipynb #6332009
 def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
-    "Training and validation split of what `labelled` reads, and the classes; the test split is empty."
+    "Training and validation split of what `labelled` reads, and the classes; the test split is empty. `EdgenesError` for a class of 1 or 2 images (fewer than 5, where it is the only one)."
     split, classes = labelled(images, labels, "train")
     codes, n, sizes = split.labels.numpy(), len(split), np.bincount(split.labels)
-    require(sizes.min() >= 5, f"class {classes[sizes.argmin()]} has {sizes.min()} images: give at least 5 of each class, or leave it out")
-    index = draw_splits(codes, codes, val_images=min(math.ceil(n / 5), max(5000, math.ceil(n / sizes.min()))), seed=seed) | {"test": np.arange(0)}
+    rare, least = int(sizes.min()), 3 if len(sizes) > 1 else 5  # one for validation and one for each half of the search, whose batches need two images
+    require(rare >= least, f"class {classes[sizes.argmin()]} has {rare} images: give at least {least} of each class" + (", or leave it out" if len(sizes) > 1 else ""))
+    index = draw_splits(codes, codes, val_images=min(math.ceil(n / min(5, rare)), max(5000, math.ceil(n / rare))), seed=seed) | {"test": np.arange(0)}
     return assemble("images", tuple(map(str, classes)), {k: split.take(v) for k, v in index.items()}, index), classes
 
 # %% ../nbs/23_estimator.ipynb #6332014
+HIGHEST = {"members": 1000, "candidates": 10_000, "search_steps": 10**7, "epochs": 10**6, "downscale": 10_000}  # beyond any fit, and small enough for every sum that is made of them
+
 def check_settings(m: Any) -> None:
     "`EdgenesError` for a parameter that `fit` cannot use."
-    for name, low in (("members", 1), ("candidates", 1), ("seed", 0), ("search_steps", 1), ("epochs", 1), ("downscale", 1)):
-        value, free = getattr(m, name), name in ("search_steps", "epochs", "downscale")  # None leaves the choice to `make_profile`
-        require(value is None and free or isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low, f"{name} is {value!r}: give a whole number of at least {low}")
-    require(m.criterion in ("nll", "accuracy"), f"criterion is {m.criterion!r}: use nll or accuracy")
-    require(m.time_budget is None or isinstance(m.time_budget, Real) and 0 < float(m.time_budget) < math.inf, f"time_budget is {m.time_budget!r}: give seconds, or None")
+    for name, high in HIGHEST.items():
+        if getattr(m, name) is not None or name in ("members", "candidates"): whole(getattr(m, name), name, 1, high)  # None leaves the choice to `make_profile`
+    whole(m.seed, "seed", 0, 2**53 - 1), whole(int(m.verbose) if isinstance(m.verbose, bool) else m.verbose, "verbose", 0, 2)
+    for name, known in (("criterion", ("nll", "accuracy")), ("relaxation", ("sampled", "faithful"))):
+        require(isinstance(value := getattr(m, name), str) and value in known, f"{name} is {short(value)}: use {' or '.join(known)}")
+    seconds = m.time_budget
+    require(seconds is None or isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool) and 0 < seconds <= 10**9, f"time_budget is {short(seconds)}: give seconds, at most 10^9, or None")
 
 # %% ../nbs/23_estimator.ipynb #6332016
 class Answers:
@@ -215,19 +221,24 @@ def picture(genotype: Genotype, other: Genotype | None = None, title: str | None
     buffer = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "edgenes"}):
         ax = genotype.plot(other, title=title)
+        ax.title.set_parse_math(False)  # a file may be named $x$
         ax.figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
         plt.close(ax.figure)
     return buffer.getvalue()
 
+def plain(text: Any) -> str:
+    "What somebody else has named, as one line that markdown shows as it is."
+    return re.sub(r"[<>&|`*\[\]\\]", lambda found: f"&#{ord(found[0])};", " ".join(str(text).split()))
+
 def table(head: tuple[str, ...], rows: Any) -> str:
     "A table in markdown."
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else plain(x) for x in line) + " |" for line in lines)
 
 # %% ../nbs/23_estimator.ipynb #6332028
 def card(m: Any) -> str:
     "The model card of a fitted estimator, in markdown."
-    r, (h, w, c), names = m.report_, m.image_shape_, ", ".join(map(str, m.classes_[:20])) + (", ..." if len(m.classes_) > 20 else "")
+    r, (h, w, c), names = m.report_, m.image_shape_, ", ".join(map(plain, m.classes_[:20])) + (", ..." if len(m.classes_) > 20 else "")
     budget = f"a time budget of {m.time_budget:g} s" if m.time_budget else "no time budget"
     spent = [(k, s.get("candidates", 1), s["epochs"], s.get("steps", ""), s["images"], s["seconds"]) for k, s in r["spent"].items()]
     keys = ("lambda", "shared", "accuracy_percent", "nll_nats")
@@ -236,8 +247,8 @@ def card(m: Any) -> str:
              "## Data", f"{r['images']['train']} training and {r['images']['val']} validation images of {h} x {w} x {c} (height, width, channels); {len(m.classes_)} classes: {names}."
              + (f" The networks see means of {k} x {k} pixels." if (k := r.get("downscale", 1)) > 1 else ""),
              "## What was done", table(("phase", "networks", "passes", "steps", "images", "seconds"), spent),
-             f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was chosen ({r['rule']}).",
-             *([f"**Note**: {note}." for note in r.get("notes", ())]),
+             f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was chosen ({plain(r['rule'])}).",
+             *([f"**Note**: {plain(note)}." for note in r.get("notes", ())]),
              "## On the validation images", "The ensemble was chosen on these images, which makes it look better than it is: measure it on images of your own.",
              table(("metric", "value"), r["validation"].items()), "## Candidates", table(("candidate", *keys, "chosen"), rows),
              "## Does lambda control the shared edges?", table(("lambda", "edges shared with the optimum"), r["calibration"]),
@@ -254,58 +265,91 @@ def named_genotypes(m: Any) -> list[tuple[str, Genotype]]:
     "Names of files, and genotypes: the optimum, then the members."
     return [("optimum", m.optimum_), *((f"member-{i}", g) for i, g in enumerate(m.genotypes_))]
 
+def staged(folder: Path, name: str, digest: str) -> Path:
+    "Where a file lies, whole, until the manifest names its content."
+    return folder / f".saving-{digest[:16]}-{name}"
+
 def save_ensemble(m: Any, folder: Path) -> Path:
-    "Writes a fitted estimator; see `EdgeNES.save`."
+    "Writes a fitted estimator; see `EdgeNES.save`. Whenever it ends, `load` finds the new ensemble or the one that was there before."
     check_is_fitted(m, "members_")
     parts = {"hypernetwork": m.hypernetwork_} | {f"member-{i}": member for i, member in enumerate(m.members_)}
     tensors = {f"{name}.{key}": value.detach().cpu().contiguous() for name, part in parts.items() for key, value in part.state_dict().items()}
     files = {"weights.safetensors": safetensors.torch.save(tensors)} | {f"{name}.json": g.to_json().encode() for name, g in named_genotypes(m)}
-    views = {f"{name}.svg": picture(g, m.optimum_, name) for name, g in named_genotypes(m)} | {"README.md": card(m).encode()}
+    everything = files | {f"{name}.svg": picture(g, m.optimum_, name) for name, g in named_genotypes(m)} | {"README.md": card(m).encode()}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in everything.items()}
     params = {k: v.item() if isinstance(v, np.generic) else v for k, v in m.get_params().items()}
     body = {"format": FORMAT, "version": __version__, "params": params, "classes": {"dtype": m.classes_.dtype.str, "values": m.classes_.tolist()},
-            "image_shape": list(m.image_shape_), "report": m.report_, "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-    for name, data in (files | views).items(): write_atomic(folder / name, data)
-    write_json(folder / "ensemble.json", body | {"hash": content_hash(body)})
+            "image_shape": list(m.image_shape_), "report": m.report_, "files": {name: digests[name] for name in files}}
+    body["hash"] = content_hash(body)
+    put_files(folder, {staged(folder, name, digests[name]): data for name, data in everything.items()}, body)
+    for name, digest in digests.items():
+        try: os.replace(staged(folder, name, digest), folder / name)
+        except OSError as error: raise EdgenesError(f"cannot write {folder / name} ({error.strerror}): remove what is in its place, and save again") from error
+    for path in [*folder.glob(".saving-*"), *folder.glob("member-[0-9]*.json"), *folder.glob("member-[0-9]*.svg")]:
+        if path.name not in everything: path.unlink(missing_ok=True)  # of a former save
     return folder
+
+# %% ../nbs/23_estimator.ipynb #6332029b
+def put_files(folder: Path, files: dict[Path, bytes], manifest: dict[str, Any]) -> None:
+    "All files under names that nobody reads yet, and then the manifest; where the disk is full, none of them."
+    try:
+        for path, data in files.items(): write_atomic(path, data)
+        write_json(folder / "ensemble.json", manifest)
+    except EdgenesError:
+        for path in files: path.unlink(missing_ok=True)
+        raise
 
 # %% ../nbs/23_estimator.ipynb #6332031
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the content of the files that it names, all as they were written."
     path, remedy = folder / "ensemble.json", "restore it, or save the ensemble again"
-    require(path.is_file(), f"{path} is missing: give the folder that EdgeNES.save wrote, or {remedy}")
+    require(os.path.isfile(path), f"{path} is missing: give the folder that EdgeNES.save wrote, or {remedy}")
     manifest = read_json(path)
     require(isinstance(manifest, dict) and manifest.get("format") == FORMAT, f"{path} is not of format {FORMAT}: use the version of edgenes that wrote it, or {remedy}")
     try: sound = content_hash({k: v for k, v in manifest.items() if k != "hash"}) == manifest.get("hash")
     except ValueError: sound = False
-    require(sound and isinstance(manifest.get("files"), dict), f"{path} was changed after it was written: {remedy}")
+    listed = manifest.get("files")
+    expected = isinstance(listed, dict) and set(listed) == {"weights.safetensors", "optimum.json", *(f"member-{i}.json" for i in range(len(listed) - 2))}  # nothing outside the folder
+    require(sound and expected and all(isinstance(d, str) and re.fullmatch("[0-9a-f]{64}", d) for d in listed.values()), f"{path} was changed after it was written: {remedy}")
     found = {}
-    for name, digest in manifest["files"].items():
-        try: found[name] = (folder / name).read_bytes()
+    for name, digest in listed.items():
+        place = next((p for p in (staged(folder, name, digest), folder / name) if os.path.isfile(p)), None)  # a pipe would wait for ever
+        if place is None: raise EdgenesError(f"{folder / name} is missing, or no file: {remedy}")
+        try: found[name] = place.read_bytes()
         except OSError as error: raise EdgenesError(f"{folder / name} cannot be read ({error.strerror}): {remedy}") from error
         require(hashlib.sha256(found[name]).hexdigest() == digest, f"{folder / name} is damaged, it is not what was saved: {remedy}")
     return manifest, found
 
 # %% ../nbs/23_estimator.ipynb #6332032
+def build(m: Any, manifest: dict[str, Any], files: dict[str, bytes], where: torch.device) -> Any:
+    "What a manifest and its files say, in an estimator. Sizes are bounded by what is in the files before anything of that size is made."
+    check_settings(m)
+    report, labels, tensors = manifest["report"], manifest["classes"], safetensors.torch.load(files["weights.safetensors"])
+    kind, largest = np.dtype(labels["dtype"]), max(max(t.shape, default=1) for t in tensors.values())
+    require(kind.kind in "biufUO" and kind.itemsize < 2**16, f"classes are {kind}")
+    h, w, c = (whole(x, "image_shape", 1, 2**16) for x in manifest["image_shape"])
+    classes, scale = np.array(labels["values"], kind), whole(report.get("downscale", 1), "downscale", 1, min(h, w))
+    require(np.array_equal(encode(classes)[0], classes) and m.members == len(files) - 2, "classes or members do not fit the files")
+    channels, layers = (whole(report["network"][name], name, 1, high) for name, high in (("channels", largest), ("layers", min(64, len(tensors)))))
+    def part(name: str) -> dict[str, torch.Tensor]: return {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
+    optimum, *genotypes = (Genotype.from_json(files[f"{name}.json"].decode()) for name in ("optimum", *(f"member-{i}" for i in range(m.members))))
+    hypernetwork, members = Hypernetwork.of(optimum.space, len(tensors["hypernetwork.vectors"])), []
+    hypernetwork.load_state_dict(part("hypernetwork"))
+    for i, genotype in enumerate(genotypes):
+        members.append(ImageNetwork(DiscreteNetwork(genotype, len(classes), c, channels, layers), torch.zeros(c), torch.ones(c), scale).eval())
+        members[-1].load_state_dict(part(f"member-{i}"))
+        members[-1].to(where).to(memory_format=torch.channels_last)
+    m._put(classes, (h, w, c), {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": genotypes, "members_": members, "report_": report})
+    card(m)  # reads every field of the report: what does not fit is found here, not when it is saved again
+    return m
+
 def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
     "Builds what `save_ensemble` wrote; `kind` is the class of the estimator."
-    manifest, files = read_saved(folder)
-    where = pick_device(device)
-    try:
-        m, report, labels = kind(**(manifest["params"] | {"device": device, "verbose": verbose})), manifest["report"], manifest["classes"]
-        classes, shape, tensors = np.array(labels["values"], np.dtype(labels["dtype"])), tuple(manifest["image_shape"]), safetensors.torch.load(files["weights.safetensors"])
-        def part(name: str) -> dict[str, Tensor]: return {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
-        optimum, *genotypes = (Genotype.from_json(files[f"{name}.json"].decode()) for name in ("optimum", *(f"member-{i}" for i in range(m.members))))
-        hypernetwork, members = Hypernetwork.of(optimum.space, len(tensors["hypernetwork.vectors"])), []
-        hypernetwork.load_state_dict(part("hypernetwork"))
-        for i, genotype in enumerate(genotypes):
-            net = DiscreteNetwork(genotype, len(classes), shape[2], **report["network"])
-            members.append(ImageNetwork(net, torch.zeros(shape[2]), torch.ones(shape[2]), report.get("downscale", 1)).eval())
-            members[-1].load_state_dict(part(f"member-{i}"))
-            members[-1].to(where).to(memory_format=torch.channels_last)
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    (manifest, files), where = read_saved(folder), pick_device(device)
+    try: return build(kind(**(manifest["params"] | {"device": device, "verbose": verbose})), manifest, files, where)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise EdgenesError(f"{folder} holds an ensemble that this version cannot build ({type(error).__name__}: {error}): use the version that wrote it, "
-                           f"edgenes {manifest.get('version')}") from error
-    return m._put(classes, shape, {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": genotypes, "members_": members, "report_": report})
+                           f"edgenes {short(manifest.get('version'))}") from error
 
 # %% ../nbs/23_estimator.ipynb #6332034
 def export_ensemble(m: Any, path: Path) -> Path:

@@ -260,7 +260,7 @@ def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validat
     "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work."
     found = []
     if len(members) < wanted: found.append(f"{len(members)} of {wanted} candidates were retrained, {len(chosen)} of them are members: give more seconds, for more choice")
-    poor = [j for j in chosen if members[j]["accuracy_percent"] <= frequent]
+    poor = [j for j in chosen if members[j]["accuracy_percent"] <= frequent < 100]
     if poor: found.append(f"members {', '.join(map(str, poor))} are no better on validation images than always naming the most frequent class: give more seconds, or fewer candidates")
     error = sum(abs(lam - shared) for lam, shared in calibration) / len(calibration)
     if error > 1: found.append(f"lambda misses the number of shared edges by {error:.1f} on average: the search was too short for the dial to work")

@@ -1,4 +1,6 @@
 """Bad input to edgenes.data: each is one clear line that names the place and the remedy."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torchvision
 from PIL import Image
 
 from edgenes.core import EdgenesError, stream
-from edgenes.data import Augment, Split, augment, batches, load_data
+from edgenes.data import Augment, Split, augment, batches, load_data, read_part, read_pictures
 
 
 @pytest.fixture
@@ -113,6 +115,39 @@ def test_cifar_without_network(tmp_path, monkeypatch):
     ({"downscale": 0}, "downscale is"), ({"downscale": 3}, "multiples of 6"), ({"downscale": 8}, "multiples of 16"), ({"seed": -1}, "seed is"),
 ])
 def test_settings(settings, match): refused(match, "digits", **settings)
+
+
+def test_few_images_a_class_are_split_where_each_split_can_have_one(tmp_path, arrays):
+    for classes, each in ((1, 2), (1, 40), (20, 2)):
+        n = classes * each
+        few = {"class_names": np.array([f"c{i}" for i in range(classes)]), "train_images": arrays["train_images"][:n], "train_labels": np.arange(n) % classes,
+               "test_images": arrays["train_images"][:classes], "test_labels": np.arange(classes)}
+        np.savez(tmp_path / "few.npz", **few)
+        data = load_data(tmp_path / "few.npz")
+        assert all(len(getattr(data, name).labels.unique()) == classes for name in ("train", "val", "test"))
+    np.savez(tmp_path / "few.npz", **few | {"train_images": few["train_images"][:classes], "train_labels": few["test_labels"]})
+    refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "few.npz")
+
+
+@pytest.mark.parametrize("part", ["", "a"])
+def test_folder_that_cannot_be_read(tree, monkeypatch, part):
+    """As a folder without rights; root, who may run this, would be let in."""
+    listed = Path.iterdir
+
+    def iterdir(self):
+        if self == tree / "train" / part: raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    refused(f"cannot read .*train/?{part} .Permission denied", tree)
+    with pytest.raises(EdgenesError, match="cannot read .*Permission denied"): read_part(tree, "train")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
+def test_name_that_no_file_can_have(name, tmp_path):
+    refused("unknown data source", tmp_path / name)
+    with pytest.raises(EdgenesError, match="data not found"): read_part(tmp_path / name, "test")
+    with pytest.raises(EdgenesError, match="cannot read the picture"): read_pictures([tmp_path / name])
 
 
 def test_constant_channel_and_empty_split(tmp_path, arrays):

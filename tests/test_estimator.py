@@ -1,6 +1,7 @@
 """The estimator on tiny budgets: files, clocks, shapes, and on images what scikit-learn checks on tables."""
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 
 from edgenes import EdgeNES, estimator, fitting
-from edgenes.core import EdgenesError
+from edgenes.core import EdgenesError, content_hash, write_atomic
 from edgenes.data import load_data
 from edgenes.fitting import Run, make_profile, run_retraining
 from edgenes.genotype import Genotype
@@ -31,6 +32,11 @@ FEW = IMAGES[:200], np.array([f"digit {y}" for y in LABELS[:200]])
 @pytest.fixture(scope="module")
 def model():
     return EdgeNES(**TINY).fit(*FEW)
+
+
+@pytest.fixture(scope="module")
+def former():
+    return EdgeNES(**TINY | {"members": 1, "candidates": 1, "seed": 5}).fit(*FEW)
 
 
 def test_import_is_light():
@@ -102,6 +108,91 @@ def test_damaged_file_is_named(model, tmp_path, name):
         with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
     path.unlink()
     with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+
+
+def changed(manifest: dict, place: tuple, value: object) -> str:
+    """The manifest with another value at a place, and with the hash that belongs to it."""
+    holder = manifest
+    for step in place[:-1]: holder = holder[step]
+    if value is None: del holder[place[-1]]
+    else: holder[place[-1]] = value
+    return json.dumps(manifest | {"hash": content_hash({k: v for k, v in manifest.items() if k != "hash"})})
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (("files", "../outside"), "0" * 64), (("files", "a\0b"), "0" * 64), (("files", "optimum.json"), "../x"), (("files",), []), (("files",), {}), (("params", "members"), 10**12), (("params", "members"), 0),
+    (("params", "members"), 1), (("params", "downscale"), "x"), (("params", "time_budget"), "x"), (("params", "more"), 1), (("params",), []), (("report", "network", "layers"), 10**9),
+    (("report", "network", "channels"), 10**9), (("report", "network"), None), (("report", "downscale"), 10**6), (("report", "downscale"), "x"), (("report", "spent"), None),
+    (("report", "validation"), "x"), (("report", "candidates"), [[]]), (("report", "calibration"), 3), (("report", "images"), None), (("report",), "x"), (("image_shape",), [8, 8]), (("image_shape",), [8, 8, 10**9]),
+    (("classes", "values"), [10**30, 1]), (("classes", "values"), ["b", "a"]), (("classes", "dtype"), "<M8[s]"), (("classes", "dtype"), "<U999999999"), (("classes",), None), (("version",), {})])
+def test_sealed_manifest_that_says_nonsense_is_one_line(model, tmp_path, place, value):
+    path = model.save(tmp_path / "e") / "ensemble.json"
+    path.write_text(changed(json.loads(path.read_text()), place, value))
+    if place == ("version",): assert EdgeNES.load(tmp_path / "e").report_  # of no importance
+    else:
+        with pytest.raises(EdgenesError, match="was changed after|cannot build"): EdgeNES.load(tmp_path / "e")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ensemble.json"])
+def test_pipe_in_place_of_a_file_is_refused(model, tmp_path, name):
+    path = model.save(tmp_path) / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+
+
+@pytest.mark.parametrize("end", [0, 3, 7, 8, 9, 12, 15])  # 8 files, the manifest, 8 renamings
+@pytest.mark.parametrize("how", [EdgenesError, KeyboardInterrupt])
+def test_saving_over_an_ensemble_leaves_one_of_the_two(model, former, tmp_path, monkeypatch, end, how):
+    """A disk that is full (an error) or a kill (no clean-up) at the n-th file that is written or renamed."""
+    count = 0
+    former.save(tmp_path)
+
+    def counted(act):
+        def call(*given):
+            nonlocal count
+            count += 1
+            if count - 1 == end: raise how("no space left")
+            return act(*given)
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(estimator, "write_atomic", counted(write_atomic))
+        patch.setattr(estimator, "write_json", counted(estimator.write_json))
+        patch.setattr(estimator, "os", SimpleNamespace(replace=counted(os.replace), path=os.path))
+        with pytest.raises((how, EdgenesError)): model.save(tmp_path)
+    found = EdgeNES.load(tmp_path)
+    assert any(np.array_equal(found.predict_proba(IMAGES), m.predict_proba(IMAGES)) for m in (former, model))
+    model.save(tmp_path)
+    assert np.array_equal(EdgeNES.load(tmp_path).predict_proba(IMAGES), model.predict_proba(IMAGES)) and not list(tmp_path.glob(".*"))
+    former.save(tmp_path)
+    assert not (tmp_path / "member-1.json").exists() and EdgeNES.load(tmp_path).members == 1
+
+
+def test_card_shows_names_as_they_are(model, tmp_path):
+    odd = clone(model).fit(FEW[0], np.where(FEW[1] == "digit 3", "<script>\nalert(1)</script>|[x](y)", FEW[1]))
+    text = (odd.save(tmp_path) / "README.md").read_text()
+    assert "<script" not in text and "&#60;script&#62; alert(1)&#60;/script&#62;&#124;&#91;x&#93;(y)" in text
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 3), (3,) * 10, (3, 90)])
+def test_few_images_a_class_are_enough(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    m = EdgeNES(**TINY).fit(IMAGES[:len(labels)], labels)
+    assert m.predict_proba(IMAGES[:4]).shape == (4, len(sizes))
+    assert m.evaluate(IMAGES[:1], labels[:1])["members"] == 2
+
+
+@pytest.mark.parametrize("sizes", [(4,), (2, 9), (1,) * 10])
+def test_too_few_images_a_class_are_refused(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    with pytest.raises(EdgenesError, match="give at least [35] of each class"): EdgeNES(**TINY).fit(IMAGES[:len(labels)], labels)
+
+
+def test_what_cannot_be_saved_is_refused_before_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimator, "run_method", lambda run: pytest.fail("it was trained"))
+    for labels in (["a\udcff", "b"] * 10, np.array(["2026-01-01", "2026-01-02"] * 10, "M8[s]"), [b"a", b"b"] * 10):
+        with pytest.raises(EdgenesError, match="labels cannot be used"): EdgeNES(**TINY).fit(IMAGES[:20], labels)
 
 
 def test_export_is_read_back_and_equal(model, tmp_path):
