@@ -214,6 +214,30 @@ def test_readme_is_the_index_notebook(language):
     assert not broken, f"{name} links to what is not there: {broken}"
 
 
+def parts_of_readme(language):
+    """Headings, code blocks without their comments, and the longest paragraph of the prose that makes a README."""
+    nb = nbformat.read(ROOT / "nbs" / f"index{language}.ipynb", as_version=4)
+    prose = "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    blocks = [re.sub(r"\s*#.*", "", block) for block in re.findall(r"(?s)```\w+\n.*?```", prose)]
+    paragraphs = re.split(r"\n\n|\n(?=[-|])", re.sub(r"(?s)```.*?```", "", prose))
+    return re.findall(r"^(##?) ", prose, re.M), blocks, max(paragraphs, key=len), sum(c.cell_type == "code" and bool(c.outputs) for c in nb.cells)
+
+
+def test_readmes_say_the_same_in_both_languages():
+    english, russian = parts_of_readme(""), parts_of_readme("_ru")
+    assert english[0] == russian[0], "other sections"
+    assert english[1] and english[1] == russian[1], "other commands or lines of code"
+    assert english[3] == russian[3], "other numbers of computed passages"
+    for language, name in (("", "README.ru.md"), ("_ru", "README.md")):
+        assert f"](../{name})" in nbformat.read(ROOT / "nbs" / f"index{language}.ipynb", as_version=4).cells[0].source
+
+
+@pytest.mark.parametrize("language", ["", "_ru"])
+def test_paragraphs_of_readme_are_short(language):
+    longest = parts_of_readme(language)[2]
+    assert len(longest) <= 500, longest
+
+
 # ---------------------------------------------------------------- versions and dependencies
 
 def test_one_name_and_one_version():
