@@ -199,6 +199,18 @@ def test_no_output_shows_an_error_or_a_warning():
     assert not problems, "\n".join(problems)
 
 
+def test_notebooks_of_the_library_lead_to_their_neighbours():
+    """In the first cell of text: the notebook before, the one after, and the contents."""
+    library = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    problems = []
+    for before, path, after in zip([None, *library], library, [*library[1:], None]):
+        head = next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+        line = next((x for x in head.splitlines() if "[contents]" in x), "")
+        wanted = [*(near.name for near in (before, after) if near), "../README.md"]
+        if re.findall(r"\]\(([^)]+)\)", line) != wanted: problems.append(f"{path.name}: {line!r} does not lead to {wanted}")
+    assert library and not problems, "\n".join(problems)
+
+
 def test_experiments_declare_their_parameters():
     problems = []
     for path, nb in notebooks("nbs/experiments"):
