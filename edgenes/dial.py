@@ -39,6 +39,7 @@ def positions(records: Records,
         return {"lambda": lam, "genotype": cells[lam], "optimum": optimum, "shared": cells[lam].shared_edges(optimum), "accuracy": None if at is None else measured[at], "measured_at": at}
     return [entry(lam) for lam in lams]
 
+# %% ../nbs/21_dial.ipynb #e109015
 def caption(place: dict[str, Any]) -> str:
     "One line about a position."
     measured = f"; test accuracy {place['accuracy']:.1f} %" if place["accuracy"] is not None else ""
