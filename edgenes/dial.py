@@ -33,36 +33,51 @@ def positions(records: Records,
     optimum, measured = optimum_in(found[0]), frame_of(systems_of(records, "deviation"))
     if len(measured): measured = measured[(measured["system"] == "hypernetwork") & (measured["seed"] == seed)].set_index("lambda")["accuracy_percent"]
     lams = [i * step for i in range(int(h.max_shared / step) + 1)]
-    return [{"lambda": lam, "genotype": h.sample(lam), "optimum": optimum, "shared": h.sample(lam).shared_edges(optimum), "accuracy": measured.get(lam) if len(measured) else None} for lam in lams]
+    cells, retrained = {lam: h.sample(lam) for lam in lams}, [lam for lam in lams if len(measured) and lam in measured.index]
+    def entry(lam: float) -> dict[str, Any]:
+        at = min((x for x in retrained if cells[x] == cells[lam]), key=lambda x: abs(x - lam), default=None)  # one architecture serves a range of lambdas
+        return {"lambda": lam, "genotype": cells[lam], "optimum": optimum, "shared": cells[lam].shared_edges(optimum), "accuracy": None if at is None else measured[at], "measured_at": at}
+    return [entry(lam) for lam in lams]
 
+# %% ../nbs/21_dial.ipynb #e109015
 def caption(place: dict[str, Any]) -> str:
     "One line about a position."
     measured = f"; test accuracy {place['accuracy']:.1f} %" if place["accuracy"] is not None else ""
+    if measured and place["measured_at"] != place["lambda"]: measured += f" (same architecture, measured at lambda = {place['measured_at']:g})"
     return f"lambda = {place['lambda']:g}: shares {place['shared']} of {place['optimum'].space.max_shared} edges with alpha*{measured}"
 
 def picture(place: dict[str, Any]) -> str:
-    "The cell as SVG."
+    "The cell as SVG, its labels as text: smaller, and the browser can read and search it."
     fig = Figure(figsize=(8, 3.6), dpi=80, layout="constrained")
     place["genotype"].plot(other=place["optimum"], ax=fig.subplots())
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "dial"}): fig.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "dial", "svg.fonttype": "none"}): fig.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg"):]
 
 # %% ../nbs/21_dial.ipynb #e109007
+_STYLE = ("body{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:0 1em}input{width:100%}figure{margin:0}"
+          ".cell{overflow-x:auto}svg{min-width:44em;max-width:100%;height:auto}figcaption{font-size:14px}")  # on a phone the picture scrolls in its box, so that its labels stay as large as text
+
+def _edges(place: dict[str, Any]) -> str:
+    "The edges of a position in words, those of the optimum in bold: what the picture shows, on any screen."
+    common = set(place["optimum"].edges)
+    return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name) for edge, name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
+
 def page(places: list[dict[str, Any]]) -> str:
     "The dial as one HTML file: a range input, a picture and a line a position; works by mouse, touch and keyboard. Without scripts it shows every position."
-    drawn: dict[Any, str] = {}
-    for place in places: drawn.setdefault(place["genotype"], picture(place))
-    names = list(drawn)
-    views = "".join(f"<figure id='cell{i}' role='img' aria-label='{html.escape(str(g), True)}'>{svg}</figure>" for i, (g, svg) in enumerate(drawn.items()))
+    first: dict[Any, dict[str, Any]] = {}
+    for place in places: first.setdefault(place["genotype"], place)
+    names = list(first)
+    views = "".join(f"<figure id='cell{i}'><div class='cell' role='img' tabindex='0' aria-label='{html.escape(str(g), True)}'>{picture(p)}</div><figcaption>Edges: {_edges(p)}. In bold: shared with alpha*.</figcaption></figure>"
+                    for i, (g, p) in enumerate(first.items()))
     state = json.dumps([[names.index(p["genotype"]), caption(p)] for p in places]).replace("</", "<\\/")
     return f"""<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>EdgeNES: the dial</title>
-<style>body{{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:0 1em}}input{{width:100%}}figure{{margin:0}}svg{{max-width:100%;height:auto}}</style>
-<h1>The dial</h1><p>Move the slider: the number of edges to share with alpha*, from none to all.</p>
+<style>{_STYLE}</style>
+<h1>The dial</h1><p>Move the slider: the number of edges to share with alpha*, from none to all. <a href='report.html'>The report</a> has all tables and figures.</p>
 <label>lambda <input id='dial' type='range' min='0' max='{len(places) - 1}' value='0' step='1'></label><p id='said' aria-live='polite'></p>{views}
 <script>const state={state},dial=document.getElementById('dial'),said=document.getElementById('said');
-function turn(){{const [cell,line]=state[+dial.value];said.textContent=line;document.querySelectorAll('figure').forEach(f=>f.hidden=f.id!=='cell'+cell);}}
+function turn(){{const [cell,line]=state[+dial.value];said.textContent=line;dial.setAttribute('aria-valuetext',line);document.querySelectorAll('figure').forEach(f=>f.hidden=f.id!=='cell'+cell);}}
 dial.addEventListener('input',turn);turn();</script></html>
 """
 

@@ -145,6 +145,22 @@ def test_type_hints_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_user_sees_the_types(tmp_path):
+    """What mypy says of a user's file: `EdgeNES` is looked up when it is asked for, and must be a class to a type checker nonetheless."""
+    snippet = tmp_path / "mine.py"
+    snippet.write_text('from edgenes import EdgeNES\nfine = EdgeNES(members=3, seed=0)\nEdgeNES(members="three", nonsense=1)\nreveal_type(fine.fit("folder"))\n')
+    done = subprocess.run([sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", snippet], cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)},
+                          capture_output=True, text=True, encoding="utf-8")
+    said = [line.partition("mine.py:")[2] for line in done.stdout.splitlines() if ": error: " in line or "Revealed" in line]
+    assert [line.partition(":")[0] for line in said] == ["3", "3", "4"], done.stdout + done.stderr
+    assert '"nonsense"' in said[0] and '"members"' in said[1] and "edgenes.estimator.EdgeNES" in said[2], said
+
+
+def test_names_of_the_package():
+    assert set(edgenes.__all__) <= set(dir(edgenes)) and "EdgeNES" in edgenes.__all__
+    assert not hasattr(edgenes, "nothing")
+
+
 # ---------------------------------------------------------------- what a reader of the notebooks sees
 
 def shown_lines(output):
@@ -183,6 +199,18 @@ def test_no_output_shows_an_error_or_a_warning():
     assert not problems, "\n".join(problems)
 
 
+def test_notebooks_of_the_library_lead_to_their_neighbours():
+    """In the first cell of text: the notebook before, the one after, and the contents."""
+    library = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    problems = []
+    for before, path, after in zip([None, *library], library, [*library[1:], None]):
+        head = next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+        line = next((x for x in head.splitlines() if "[contents]" in x), "")
+        wanted = [*(near.name for near in (before, after) if near), "../README.md"]
+        if re.findall(r"\]\(([^)]+)\)", line) != wanted: problems.append(f"{path.name}: {line!r} does not lead to {wanted}")
+    assert library and not problems, "\n".join(problems)
+
+
 def test_experiments_declare_their_parameters():
     problems = []
     for path, nb in notebooks("nbs/experiments"):
@@ -212,6 +240,30 @@ def test_readme_is_the_index_notebook(language):
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)", readme)]
     broken = [link for link in links if link and ":" not in link and not (ROOT / link).exists()]
     assert not broken, f"{name} links to what is not there: {broken}"
+
+
+def parts_of_readme(language):
+    """Of what makes a README: headings, code blocks without their comments, the longest paragraph, and how many cells compute."""
+    nb = nbformat.read(ROOT / "nbs" / f"index{language}.ipynb", as_version=4)
+    prose = "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    blocks = [re.sub(r"\s*#.*", "", block) for block in re.findall(r"(?s)```\w+\n.*?```", prose)]
+    paragraphs = re.split(r"\n\n|\n(?=[-|])", re.sub(r"(?s)```.*?```", "", prose))
+    return re.findall(r"^(##?) ", prose, re.M), blocks, max(paragraphs, key=len), sum(c.cell_type == "code" for c in nb.cells)
+
+
+def test_readmes_say_the_same_in_both_languages():
+    english, russian = parts_of_readme(""), parts_of_readme("_ru")
+    assert english[0] == russian[0], "other sections"
+    assert english[1] and english[1] == russian[1], "other commands or lines of code"
+    assert english[3] == russian[3], "other numbers of computed passages"
+    for language, name in (("", "README.ru.md"), ("_ru", "README.md")):
+        assert f"](../{name})" in nbformat.read(ROOT / "nbs" / f"index{language}.ipynb", as_version=4).cells[0].source
+
+
+@pytest.mark.parametrize("language", ["", "_ru"])
+def test_paragraphs_of_readme_are_short(language):
+    longest = parts_of_readme(language)[2]
+    assert len(longest) <= 500, longest
 
 
 # ---------------------------------------------------------------- versions and dependencies

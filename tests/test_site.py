@@ -14,7 +14,9 @@ from pathlib import Path
 from queue import Empty, Queue
 from urllib.parse import unquote, urljoin, urlsplit
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -154,16 +156,29 @@ async function find(view, word) {
   for (let i = 0; i < 100 && !found.querySelector("a"); i++) await new Promise(done => setTimeout(done, 50))
   return [...found.querySelectorAll("a")].map(a => a.getAttribute("href"))
 }
+function turn(view) {  // every position: the line below the slider and the one cell that is to be seen change with it
+  const seen = view.document, dial = seen.getElementById("dial"), lines = [], cells = []
+  for (let i = 0; i <= +dial.max; i++) {
+    dial.value = i; dial.dispatchEvent(new Event("input"))
+    const shown = [...seen.querySelectorAll("figure")].filter(f => f.getBoundingClientRect().height > 0)
+    lines.push(seen.getElementById("said").textContent)
+    cells.push(shown.map(f => f.id).join())
+    if (dial.getAttribute("aria-valuetext") !== lines[i]) lines[i] = "aria-valuetext differs"
+  }
+  const heights = [...seen.querySelectorAll("figure:not([hidden]) svg text")].map(x => x.getBoundingClientRect().height)
+  return {lines, cells, smallest: Math.min(...heights)}
+}
 onload = async () => {
-  const {pages, widths} = await (await fetch("/plan")).json(), wrong = [], hits = {}
+  const {pages, widths} = await (await fetch("/plan")).json(), wrong = [], hits = {}, turns = {}
   for (const width of widths) {
     for (const page of pages) {
       const [faults, view] = await look(page, width)
       wrong.push(...faults.map(f => `${page} at ${width}: ${f}`))
       if (page === "reading/errata.html") hits[width] = await find(view, "permutation test")
+      if (page.endsWith("/dial.html")) try { turns[`${page} ${width}`] = turn(view) } catch (e) { wrong.push(`${page}: ${e.stack}`) }
     }
   }
-  await fetch("/report", {method: "POST", body: JSON.stringify({wrong, hits})})
+  await fetch("/report", {method: "POST", body: JSON.stringify({wrong, hits, turns})})
 }
 </script><body></body>"""
 
@@ -213,3 +228,26 @@ def test_in_a_browser_at_two_widths(site, builder, tmp_path):
     assert not said and not found["wrong"], (said, found["wrong"])
     assert set(found["hits"]) == {str(w) for w in WIDTHS}
     for hits in found["hits"].values(): assert any("11_statistics.html" in h for h in hits), hits
+    dials = sorted(site.glob("results/*/dial.html"))
+    assert dials and len(found["turns"]) == len(dials) * len(WIDTHS)
+    for name, turn in found["turns"].items():
+        state = json.loads(re.search(r"const state=(\[.*?\]),dial=", (site / name.split()[0]).read_text(encoding="utf-8"))[1])
+        assert [[line, f"cell{cell}"] for cell, line in state] == [list(x) for x in zip(turn["lines"], turn["cells"])], name
+        assert len(set(turn["cells"])) > 3 and len(set(turn["lines"])) == len(state), name
+        assert turn["smallest"] >= 9, f"{name}: labels of {turn['smallest']} pixels"
+
+
+def test_the_notebook_of_the_dial_shows_a_slider(monkeypatch):
+    """Executed as a reader would: the cell's output is a widget, with the slider and the picture in it."""
+    monkeypatch.chdir(ROOT / "nbs")
+    nb = nbformat.read("21_dial.ipynb", as_version=4)
+    cells = [c for c in nb.cells if c.cell_type == "code"]
+    last = next(i for i, c in enumerate(cells) if "SelectionSlider" in c.source)
+    nb.cells = [c for c in cells[:last + 1] if "smoke" not in c.source]  # but for the trial, which trains
+    NotebookClient(nb, timeout=120, kernel_name="python3").execute()
+    views = [o.data["application/vnd.jupyter.widget-view+json"]["model_id"] for o in nb.cells[-1].outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert len(views) == 1, nb.cells[-1].outputs
+    widgets = nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    children = [widgets[c.removeprefix("IPY_MODEL_")] for c in widgets[views[0]]["state"]["children"]]
+    assert [c["model_name"] for c in children] == ["SelectionSliderModel", "OutputModel"]
+    assert any("image/svg+xml" in o.get("data", {}) for o in children[1]["state"]["outputs"]), "the slider moves nothing"
