@@ -125,7 +125,7 @@ def build(folder: str | Path,                         # results folder of a prof
           ) -> list[Path]:
     "Rebuilds all tables, figures and report.html from the records of a folder; no data are needed. A table or figure that no record supports any more is removed."
     records = Records(folder)
-    for path in (records.folder / "runs").glob("*.json"): records.read(path)  # also those that no table reads: an edited one stops the report
+    for path in records.paths(): records.read(path)  # also those that no table reads: an edited one stops the report
     found = results(records, published or {})
     made = [path for result in found.values() for path in save(records, result)]
     kept = {path.stem for path in made}
@@ -151,7 +151,7 @@ def _section(records: Records, name: str, result: Result) -> str:
         shown = frame.round(3).to_html(index=False, border=0, na_rep="–", escape=True)
         parts.append(f"<details {'open' if len(frame) <= 16 else ''}><summary>Table {html.escape(key)}</summary>{shown}</details>")
     names = sorted(f"{r['kind']}-{records.key(r['inputs'])}" for r in result.sources)
-    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in names)
+    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in map(html.escape, names))
     parts.append(f"<div class='source'>Made by <a href='../../nbs/experiments/{name}.ipynb'>{name}.ipynb</a>"
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)

@@ -39,7 +39,7 @@ from edgenes.genotype import Genotype, SearchSpace
 from edgenes.metrics import ensemble_metrics
 from edgenes.experiments import control, quality
 from edgenes.profiles import PROFILES, Profile, get_profile, open_shop
-from edgenes.records import FORMS, DiskCheckpoint, Records, all_records, load_predictions, pack, save_predictions, write_record
+from edgenes.records import FORMS, DiskCheckpoint, Records, all_records, digest, load_predictions, load_weights, pack, save_predictions, save_weights, write_record
 from edgenes.retraining import RetrainSettings, predict, retrain
 from edgenes.search import SearchSettings, restore, search
 
@@ -453,7 +453,7 @@ def resumable(kind: str, folder: Path) -> None:
     parts, _ = training(1)
     with warnings.catch_warnings(record=True) as caught, in_time():
         warnings.simplefilter("always")
-        try: log = restore(DiskCheckpoint(folder), parts)
+        try: log = restore(DiskCheckpoint(folder), parts, 2)
         except EdgenesError as error: one_line(str(error)); TRIED[kind] += 1; return
     if caught: TRIED[kind] += 1; assert log == []
     for name in ("weight_optimiser", "structure_optimiser"): parts[name].step()
@@ -472,7 +472,7 @@ def test_checkpoints(place, data):
         if data.draw(st.integers(0, 4)) == 0: del tensors[name]
     else: nest = data.draw(changed(nest) | JSON)
     text = json.dumps(nest)
-    metadata = {"state": text, "digest": content_hash(text) if data.draw(st.integers(0, 9)) else "0"}
+    metadata = {"state": text, "digest": digest(text, tensors) if data.draw(st.integers(0, 9)) else "0"}
     write_atomic(folder / "epoch-00002.safetensors", safetensors.torch.save(tensors, metadata=metadata))
     resumable("checkpoint", folder)
 
@@ -484,11 +484,20 @@ def test_checkpoint_bytes(tmp_path):
     for bad in (*(content[:cut] for cut in range(0, len(content), 61)), b"\xff" * 8 + content[8:], b"[" * 10**5, content[:8] + b"{" * (len(content) - 8)):
         path.write_bytes(bad)
         resumable("checkpoint", tmp_path)
+    head, refused_before = 8 + int.from_bytes(content[:8], "little"), TRIED["checkpoint"]
+    spoiled = [content[:head + (len(content) - head) * 2 // 3].ljust(len(content), b"\0")]  # a file of the right length whose end never reached the disk
+    spoiled += [content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(head, len(content), 7)]
+    for bad in spoiled:
+        path.write_bytes(bad)
+        resumable("checkpoint", tmp_path)
+    assert TRIED["checkpoint"] == refused_before + len(spoiled), "a number that was changed on the disk was taken"
+    path.write_bytes(content)
+    refused("checkpoint", restore, DiskCheckpoint(tmp_path), training(1)[0], 1)  # more epochs than were asked for
 
 
 def test_checkpoint_metadata_that_nests_for_ever(tmp_path):
     for text in ("[" * 10**5, '{"list": [' * 5000, '{"tensor": "nowhere"}', '{"dict": 3}', "7", "[]"):
-        write_atomic(tmp_path / "epoch-00001.safetensors", safetensors.torch.save({}, metadata={"state": text, "digest": content_hash(text)}))
+        write_atomic(tmp_path / "epoch-00001.safetensors", safetensors.torch.save({}, metadata={"state": text, "digest": digest(text, {})}))
         resumable("checkpoint", tmp_path)
     os.mkfifo(tmp_path / "epoch-00002.safetensors")
     with in_time(), pytest.warns(match="is damaged"): assert DiskCheckpoint(tmp_path).load() is None
@@ -502,7 +511,7 @@ def test_a_sound_checkpoint_goes_on_with_its_own_steps(tmp_path):
     state["weight_optimiser"]["param_groups"][0]["lr"] = "rm -rf"  # the settings say how large a step is, not the file
     DiskCheckpoint(tmp_path).save(state)
     fresh, _ = training(1)
-    assert len(restore(DiskCheckpoint(tmp_path), fresh)) == 2
+    assert len(restore(DiskCheckpoint(tmp_path), fresh, 2)) == 2
     assert torch.equal(fresh["net"].weight, parts["net"].weight) and fresh["weight_optimiser"].param_groups[0]["lr"] == 0.1
 
 
@@ -515,10 +524,29 @@ def test_predictions_are_a_cache(tmp_path):
     for arrays in ({"val": probs}, {"val": probs, "test": probs}, {"val": np.array([{}]), "test": np.float16(probs)}, {"val": np.zeros(3, "f2"), "test": np.float16(probs)}):
         np.savez(path, **arrays)
         assert load_predictions(records, "k") is None
+    save_predictions(records, "other", val=probs, test=probs)
+    path.write_bytes((tmp_path / "cache" / "other.npz").read_bytes())
+    assert load_predictions(records, "k") is None and load_predictions(records, "other")  # the file of another run
     for content in (whole[:-30], b"", pickle.dumps(Harm(tmp_path / "harm")), whole.replace(b"\x93NUMPY", b"\x93NUMBY")):
         path.write_bytes(content)
         assert load_predictions(records, "k") is None
     assert not (tmp_path / "harm").exists()
+
+
+def test_weights_are_a_cache(tmp_path):
+    records, net, other = Records(tmp_path), torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_weights(records, "k", net)
+    path = tmp_path / "cache" / "k.safetensors"
+    content = path.read_bytes()
+    assert load_weights(records, "k", other) and torch.equal(other.weight, net.weight)
+    head = 8 + int.from_bytes(content[:8], "little")
+    for bad in (*(content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(head, len(content))), content[:head].ljust(len(content), b"\0"), content[:-1], b"", b"\xff" * 99,
+                safetensors.torch.save(net.state_dict()), safetensors.torch.save(net.state_dict(), metadata={"digest": digest("other", net.state_dict())})):
+        path.write_bytes(bad)
+        assert not load_weights(records, "k", other)
+    path.unlink()
+    os.mkfifo(path)  # nobody writes
+    with in_time(): assert not load_weights(records, "k", other)
 
 
 # ---------------------------------------------------------------- extreme, and valid
@@ -656,6 +684,29 @@ def test_report_escapes_the_folder(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;&amp;script&gt;" in page and "<script" not in page
 
 
+def test_report_escapes_a_kind(tmp_path):
+    "A record is sealed by whoever can hash: its kind is a word, or it is refused."
+    records = Records(finished(tmp_path))
+    [path, *_] = records.paths("system")
+    record = read_json(path) | {"kind": "system-'><img src=x onerror=alert(1)>"}
+    write_json(path.with_name(f"{record['kind']}-{records.key(record['inputs'])}.json"), sealed(record))
+    with pytest.raises(EdgenesError, match="no word"): report.build(tmp_path)
+
+
+def test_records_that_cannot_be_listed_take_nothing_away(tmp_path, monkeypatch):
+    "Tables of records that are out of sight for a moment are not tables of none."
+    report.build(finished(tmp_path))
+    before = whole_files(tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "away"), write_atomic(tmp_path / "runs", "")
+    with pytest.raises(EdgenesError, match="cannot list"): report.build(tmp_path)
+    (tmp_path / "runs").unlink(), (tmp_path / "away").rename(tmp_path / "runs")
+    def barred(folder): raise PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "listdir", barred)
+    with pytest.raises(EdgenesError, match="cannot list .*Permission denied"): report.build(tmp_path)
+    monkeypatch.undo()
+    assert whole_files(tmp_path) == before
+
+
 # ---------------------------------------------------------------- disks
 
 def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
@@ -694,7 +745,9 @@ def test_a_limit_of_the_file_size(tmp_path):
 def test_a_file_where_a_folder_should_be(tmp_path):
     write_atomic(tmp_path / "runs", ""), write_atomic(tmp_path / "cache", ""), write_atomic(tmp_path / "work", "")
     records, before = Records(tmp_path), whole_files(tmp_path)
-    assert records.find("darts", {"seed": 0}) is None and all_records(records, "darts") == [] and load_predictions(records, "k") is None and DiskCheckpoint(tmp_path / "work").load() is None
+    assert records.find("darts", {"seed": 0}) is None and load_predictions(records, "k") is None and DiskCheckpoint(tmp_path / "work").load() is None
+    with pytest.raises(EdgenesError, match="cannot list"): all_records(records, "darts")
+    assert all_records(Records(tmp_path / "nowhere"), "darts") == []
     for write in (lambda: write_record(records, "darts", {"seed": 5}, *RUNS["darts"]), lambda: save_predictions(records, "k", val=np.zeros((2, 2))),
                   lambda: DiskCheckpoint(tmp_path / "work").save(training()[1]), lambda: write_atomic(tmp_path, "x"), lambda: write_atomic(tmp_path / "a\0b", "x")):
         with pytest.raises(EdgenesError, match="cannot write"): write()
