@@ -494,6 +494,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'edgenes.pipeline.Reader': ('pipeline.html#reader', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.Reader.data': ('pipeline.html#reader.data', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline._end_with_parent': ('pipeline.html#_end_with_parent', 'edgenes/pipeline.py'),
+                                  'edgenes.pipeline._in_pool': ('pipeline.html#_in_pool', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline._run_here': ('pipeline.html#_run_here', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline._run_parallel': ('pipeline.html#_run_parallel', 'edgenes/pipeline.py'),
                                   'edgenes.pipeline.ensemble': ('pipeline.html#ensemble', 'edgenes/pipeline.py'),

@@ -5,6 +5,8 @@
 # %% ../nbs/16_tasks.ipynb #5dc9002
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -158,6 +160,9 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
         except Diverged as error:
             write_record(shop.records, "failed", inputs | {"kind": task.kind}, {"message": str(error)}, {"wall": time.perf_counter() - start}, device.type)
             raise
+        except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
+            if "memory" not in f"{type(error).__name__} {error}".lower(): raise
+            raise EdgenesError(f"no memory is left for {task.kind}, seed {task.seed} ({error}): use fewer --workers, or free memory, and start again") from error
         seconds["wall"] = time.perf_counter() - start  # of this process: a resumed run's earlier epochs are in its log alone
         record = write_record(shop.records, task.kind, inputs, results, seconds, device.type)
         checkpoint.remove()
@@ -171,13 +176,14 @@ def claimed(folder: Path) -> Iterator[None]:
     except ImportError:  # a system without such locks: the first record to be written stands
         yield
         return
-    file = None
+    file, flags = None, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # what is there stays as it is; neither a link is followed nor a pipe waited for
     try:
         while file is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError): file = (folder / "lock").open("w")  # whoever held the lock may just have removed the folder
+            with suppress(FileNotFoundError): file = os.fdopen(os.open(folder / "lock", flags, 0o644), "rb", 0)  # whoever held the lock may just have removed the folder
     except OSError as error: raise EdgenesError(f"cannot write {folder}: {error.strerror}; choose a folder that can be written, or free space") from error
     with file:
+        require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"{folder / 'lock'} is no file: delete it and start again")
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -419,6 +419,10 @@ REFUSED = {
     "more seeds than anybody can run": lambda t: edgenes.cli.seed_list("99999"),
     "a profile.json that is a list": lambda t: (write_json(t / "profile.json", []), open_shop(get_profile("smoke"), t, device="cpu")),
     "a published.json that is damaged": lambda t: (write_atomic(t / "results" / "published.json", "{"), report.published_figures(t)),
+    "more workers than any machine has": lambda t: pipeline.run(open_shop(get_profile("smoke"), t, device="cpu"), [], workers=99999999999, progress=False),
+    "a reader's profile.json that is a list": lambda t: (write_json(t / "profile.json", []), pipeline.Reader(get_profile("smoke"), str(t), None).data),
+    "a want of memory": lambda t: lacks_memory(t, MemoryError("cannot hold 9 GB")),
+    "torch's want of memory": lambda t: lacks_memory(t, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")),
     "an experiment that is a path": lambda t: report.experiment("../../x"),
     "a hypernetwork of another size": lambda t: tasks.hypernetwork_of({"inputs": {"seed": 0, "settings": {"knots": 5, "margin": 0.2}, "space": SearchSpace().to_dict()},
                                                                        "results": {"structure": {"vectors": [[0.0]], "segments": [0.0]}}})}
@@ -429,9 +433,29 @@ def run_seed(folder, seed):
     pipeline.run(shop, quality.plans(shop, seed), workers=1, progress=False)
 
 
+def lacks_memory(folder, error):
+    def work(*_): raise error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.RUN, "darts", work)
+        pipeline.run(open_shop(get_profile("smoke"), folder, device="cpu"), [(needs for needs in [[tasks.Task("darts")]])], workers=1, progress=False)
+
+
 @pytest.mark.parametrize("fault", REFUSED)
 def test_faults_around_the_pipeline(fault, tmp_path):
     with in_time(), pytest.raises(EdgenesError): REFUSED[fault](tmp_path)
+
+
+def test_a_lock_that_is_no_file(tmp_path):
+    "Neither is a link followed, nor a pipe waited for, nor what is there emptied."
+    lock, victim = tmp_path / "work" / "lock", tmp_path / "victim"
+    write_atomic(victim, "mine"), lock.parent.mkdir()
+    for make in (lambda: lock.symlink_to(victim), lambda: lock.symlink_to("nowhere"), lambda: lock.symlink_to("lock"), lambda: os.mkfifo(lock)):
+        make()
+        with in_time(), pytest.raises(EdgenesError, match="cannot write|is no file"), tasks.claimed(lock.parent): pass
+        lock.unlink()
+    assert whole_files(tmp_path) == {"victim": b"mine"}
+    lock.write_text("kept")
+    with tasks.claimed(lock.parent): assert lock.read_text() == "kept"
 
 
 # ---------------------------------------------------------------- checkpoints
