@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import warnings
@@ -369,6 +370,40 @@ def test_report_of_a_folder_that_cannot_be_used(tmp_path):
     write_atomic(tmp_path / "runs" / "system-0.json", "{")
     badly("report", "smoke", "--results", str(tmp_path))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["runs", "system-0.json"]
+
+
+LONG = "n" * 300
+TOO_LONG = [["report", "smoke", "--results", LONG], ["scaling", "smoke", "--results", LONG], ["run", "smoke", "--no-notebooks", "--results", LONG], ["draw", LONG, "--out", "x.svg"],
+            ["fit", LONG, "--out", "o"], ["predict", LONG, "x.png"], ["evaluate", LONG, "x"], ["sample", LONG, "--lambda", "1"]]
+
+
+@pytest.mark.parametrize("arguments", TOO_LONG, ids=lambda a: a[0])
+def test_a_name_that_is_too_long(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    badly(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_to_stdout():
+    "A full disk behind stdout is one line; a reader that has gone, or no stdout at all, is no traceback."
+    start = f"{sys.executable} -m edgenes status smoke --results nowhere"
+    for command_line, code in ((f"{start} >/dev/full", 2), (f"{start} >&-", 0), (f"({start}; echo $? >&2) | true", 0)):
+        done = subprocess.run(command_line, shell=True, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1, (command_line, done)
+        if "full" in command_line: assert done.stderr.startswith("edgenes: cannot use the output: No space left on device; ")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("Kernel died")])
+def test_a_notebook_is_whole_or_as_it_was(tmp_path, monkeypatch, error):
+    import papermill
+    def half(source, target, *args, **kwargs):
+        Path(target).write_text('{"cells": [')
+        raise error
+    monkeypatch.setattr(papermill, "execute_notebook", half)
+    monkeypatch.chdir(ROOT)
+    write_atomic(tmp_path / "notebooks" / "space.ipynb", "{}")
+    with pytest.raises(EdgenesError, match="space.ipynb stopped .*(No space|Kernel died)"): edgenes.cli.execute_notebooks(["space"], {}, tmp_path)
+    assert whole_files(tmp_path) == {"notebooks/space.ipynb": b"{}"}
 
 
 # ---------------------------------------------------------------- parameters of the experiments

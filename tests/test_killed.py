@@ -22,8 +22,8 @@ from edgenes.profiles import PROFILES, open_shop
 from test_pipeline import results_of
 
 KILLS = 50
-# Too short for a clock to hit: screening, predictions, what is written of them, selection, records.
-POINTS = ("write_record", "inherited_loss", "predict", "save_weights", "save_predictions", "select", "fit_temperature")
+# Too short for a clock to hit: predictions, what is written of them, selection, screening, records.
+POINTS = ("write_record", "predict", "save_weights", "save_predictions", "select", "fit_temperature", "inherited_loss")  # in the order of the pipeline
 smoke = PROFILES["smoke"]
 # Long enough that a kill falls into every stage, short enough for a test.
 PROFILE = replace(smoke, darts=replace(smoke.darts, epochs=8), hyper=replace(smoke.hyper, epochs=6), retrain=replace(smoke.retrain, epochs=4), candidates=3)
