@@ -331,7 +331,7 @@ def badly(*arguments: str) -> None:
 WORDS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=8)
 SETTINGS = ["members=0", "members=9", "candidates=0", "candidates=-1", "candidates=x", "candidates=1.5", "candidates", "candidates=", "inputs_per_node=0", "inputs_per_node=3",
             "downscale=0", "downscale=3", "downscale=-2", "train_images=0", "train_images=99999", "val_images=-1", "val_images=2000", "test_images=1", "criterion=luck",
-            "seeds=0", "seeds=-1", "darts=1", "__class__=1", "source=nowhere", "source=cifar100", "source=<b>", "downscale=1" + "0" * 30, "members=" + "9" * 5000]
+            "seeds=0", "seeds=-1", "darts=1", "__class__=1", "source=nowhere", "source=cifar100", "source=<b>", "downscale=1" + "0" * 30, "screened=1" + "0" * 12, "deep_pool=1" + "0" * 20, "free_pool=1" + "0" * 12, "shift_images=-1", "shift_images=0", "members=" + "9" * 5000]
 
 
 @st.composite
@@ -344,7 +344,7 @@ def bad_commands(draw, results: str, file: str) -> list[str]:
     extra = []
     if fault == "profile": given["profile"] = draw(WORDS.filter(lambda w: w not in PROFILES))
     elif fault == "--device": given["--device"] = draw(WORDS.filter(lambda w: w not in ("cpu", "auto", "cuda")) | st.sampled_from(["cuda:99", "cuda:", "cpu:0"]))
-    elif fault == "--workers": given["--workers"] = draw(st.sampled_from(["0", "-1", "x", "1.5", "", "1e3"]) | WORDS.filter(lambda w: not w.isdigit()))
+    elif fault == "--workers": given["--workers"] = draw(st.sampled_from(["0", "-1", "x", "1.5", "", "1e3", "99999999999"]) | WORDS.filter(lambda w: not w.isdigit()))
     elif fault == "--seeds": given["--seeds"] = draw(st.text("0123456789,.-+ex ", min_size=1, max_size=6).filter(lambda t: t == "0" or not all(p.strip().isdigit() for p in t.rstrip(", ").split(","))))
     elif fault == "--set": extra = ["--set", draw(st.sampled_from(SETTINGS))]
     elif fault == "--set name": extra = ["--set", draw(WORDS.filter(lambda w: w.partition("=")[0] not in Profile.__dataclass_fields__)) + "=1"]
@@ -785,6 +785,16 @@ def test_a_full_disk_leaves_every_file_whole(tmp_path, monkeypatch, whole_record
                   lambda: write_record(records, "darts", {"seed": 5}, *RUNS["darts"]), lambda: DiskCheckpoint(tmp_path / "work").save(training()[1] | {"log": [{}] * 3})):
         with pytest.raises(EdgenesError, match="cannot write .*: No space left on device; choose"): write()
     assert whole_files(tmp_path) == before
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    "After an hour: a younger file may be that of a process at work."
+    open_shop(get_profile("smoke"), tmp_path, device="cpu")
+    left = [tmp_path / part / f".x{i}.tmp" for part in (".", "runs", "cache", "tables", "figures", "work/darts-0") for i in range(2)]
+    for path in left: write_atomic(path, "half")
+    for path in left[::2]: os.utime(path, (0, 0))
+    open_shop(get_profile("smoke"), tmp_path, device="cpu")
+    assert [path.exists() for path in left] == [False, True] * 6
 
 
 def test_a_limit_of_the_file_size(tmp_path):
