@@ -232,6 +232,7 @@ def save_weights(records: Records, key: str, net: torch.nn.Module) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     write_atomic(records.folder / "cache" / f"{key}.safetensors", safetensors.torch.save(state, metadata={"digest": digest(key, state)}))
 
+# %% ../nbs/13_records.ipynb #9c0c022b
 def load_weights(records: Records, key: str, net: torch.nn.Module) -> bool:
     "Puts kept weights into a network of the same shape; False where there are none that fit."
     path = records.folder / "cache" / f"{key}.safetensors"

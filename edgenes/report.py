@@ -156,6 +156,7 @@ def _section(records: Records, name: str, result: Result) -> str:
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)
 
+# %% ../nbs/18_report.ipynb #aaa8019b
 def _failed(records: Records) -> str:
     "The runs that ended in an error: they are in no table, so the page names them."
     rows = [f"<li>{html.escape(str(r['inputs']['kind']))}, seed {html.escape(str(r['inputs'].get('seed')))}: {html.escape(str(r['results']['message']))}</li>" for r in all_records(records, "failed")]

@@ -139,6 +139,7 @@ def checkpoint_of(task: Task, shop: Shop) -> DiskCheckpoint:
     "Where a task keeps its unfinished state."
     return DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(task.inputs(shop))}")
 
+# %% ../nbs/16_tasks.ipynb #5dc9013b
 def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
     found = task.done(shop)
