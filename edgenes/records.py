@@ -131,21 +131,32 @@ def provenance() -> dict[str, Any]:
 SCHEMA = 1  # of all records
 _METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float)
 _SHARED = range(257)  # more edges than any genotype keeps
+_EDGES = [(str, int, int, str)]
+_POOL = [(_EDGES, int)]
+_SHIFTED = {"corruption": str, "severity": range(1, 5), **dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece"), float)}
 FORMS: dict[str, Any] = {
-    "darts": {"inputs": {"seed": int}, "results": {"genotype": [(str, int, int, str)], "structure": {"vector": [float]}}, "seconds": {"search": float}},
-    "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": int, "margin": float}, "space": {}, "optimum": [(str, int, int, str)]}, "results": {"structure": {"vectors": [[float]], "segments": [float]}, "log": [{"calibration": [(_SHARED, _SHARED)]}]}, "seconds": {"search": float}},
-    "retraining": {"inputs": {"seed": int}, "seconds": {"retraining": float, "prediction": float}},
-    "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {}},
-               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float},
-               "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)}}
+    "darts": {"inputs": {"seed": int}, "results": {"genotype": _EDGES, "structure": {"vector": [float]}, "log": [{"genotypes": [_EDGES], "seconds": float}]}, "seconds": {"search": float}},
+    "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": range(2, 1000), "margin": float}, "space": {}, "optimum": _EDGES},
+                     "results": {"structure": {"vectors": [[float]], "segments": [float]},
+                                 "log": [{"epoch": int, "calibration": [(_SHARED, _SHARED)], "genotypes": [_EDGES], "active_edges?": [[int]], **dict.fromkeys(("regulariser", "val_loss_nats", "seconds"), float)}]},
+                     "seconds": {"search": float}},
+    "screening": {"inputs": {"seed": int}, "results": {"judged": [{"lambda": float, "genotype": _EDGES, "val_loss_nats": float}]}},
+    "retraining": {"inputs": {"seed": int}, "results": {"val": {"accuracy_percent": float}}, "seconds": {"retraining": float, "prediction": float}},
+    "evolution": {"inputs": {"seed": int}, "results": {"pool": _POOL}},
+    "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {str: float}, "pool": _POOL},
+               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float, "chosen": [int], "retrainings": [str]},
+               "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)},
+    "shift": {"inputs": {"seed": int, "system": str, "pool": _POOL}, "results": {"images": int, "rows": [_SHIFTED]}}}
 
+# %% ../nbs/13_records.ipynb #9c0c015b
 def check_form(value: Any, form: Any, where: str) -> None:
-    "`EdgenesError` unless a value of a JSON file has the form: {name: form}, [form] (one or more), (form, form), a type, or a range of numbers."
+    "`EdgenesError` unless a value of a JSON file has the form: {name: form} (name?: where it is there; str: every name), [form] (one or more), (form, form), a type, or a range of numbers."
     if isinstance(form, dict):
         require(isinstance(value, dict), f"{where} is {short(value)}, not a mapping")
         for name, part in form.items():
-            require(name in value, f"{where} lacks the field {name!r}")
-            check_form(value[name], part, f"{where}: {name}")
+            known = value if name is str else [name.rstrip("?")]
+            require(name is str or name.endswith("?") or name in value, f"{where} lacks the field {name!r}")
+            for key in (k for k in known if k in value): check_form(value[key], part, f"{where}: {key}")
     elif isinstance(form, (list, tuple)):
         require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)), f"{where} is {short(value)}, not a list, or of another length")
         for i, v in enumerate(value): check_form(v, form[i % len(form)], f"{where}[{i}]")

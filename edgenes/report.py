@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 import edgenes.experiments
-from .core import read_json, require, write_atomic, write_json
+from .core import EdgenesError, read_json, require, write_atomic, write_json
 from .records import Records, all_records
 from .statistics import summary
 
@@ -113,8 +113,13 @@ def published_figures(root: Path) -> dict[str, Any]:
 
 def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     "The results of every experiment that has records. `EdgenesError` where none has."
-    found = {name: experiment(name).result(records, published) for name in EXPERIMENTS}
-    found = {name: result for name, result in found.items() if result is not None}
+    found = {}
+    for name in EXPERIMENTS:
+        try: result = experiment(name).result(records, published)
+        except EdgenesError: raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # records that are sealed and of good form, and do not fit each other
+            raise EdgenesError(f"{name} cannot be made of the records in {records.folder} ({type(error).__name__}: {error}): restore them, or delete those of {name} and run again") from error
+        if result is not None: found[name] = result
     begun = (records.folder / "profile.json").is_file()  # what needs no run, such as F1, may be all that was asked for
     require(begun or any(r.sources for r in found.values()), f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)")
     return found

@@ -24,7 +24,7 @@ from .core import Diverged, EdgenesError, compute_seconds, keep_memory, require,
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .data import Split
 from .ensembles import select
-from .genotype import Edge, Genotype, SearchSpace
+from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
 from .metrics import ensemble_metrics, fit_temperature, scaled
 from .profiles import Profile, Shop
@@ -116,7 +116,7 @@ def _inputs(task: Task, shop: Shop) -> dict[str, Any]:
 # %% ../nbs/16_tasks.ipynb #5dc9011
 def genotype_of(edges: list[list[Any]], space: SearchSpace) -> Genotype:
     "The genotype of the edges in a record."
-    return Genotype(space, tuple(Edge(*edge) for edge in edges))
+    return Genotype(space, edges)  # type: ignore[arg-type]  # it makes edges of lists, and refuses others
 
 def optimum_of(record: dict[str, Any], space: SearchSpace) -> Genotype:
     "alpha* of a darts record, in the space of the profile or of a variant: the trained structure is the same."
@@ -129,8 +129,9 @@ def optimum_in(record: dict[str, Any]) -> Genotype:
 def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     "The hypernetwork of a record, with its weights to the last bit."
     s, space = record["inputs"]["settings"], SearchSpace.from_dict(record["inputs"]["space"])
-    h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
-    try: h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
+    try:
+        h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
+        h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
     except (RuntimeError, TypeError, ValueError) as error: raise EdgenesError(f"the record of hypernetwork seed {record['inputs']['seed']} does not fit its search space ({error}): delete it and run again") from error
     return h
 

@@ -131,17 +131,23 @@ def test_nni_documents(mapping): attempt("nni", Genotype.from_nni, mapping)
 # ---------------------------------------------------------------- records
 
 SCORES = {"accuracy_percent": 50.0, "nll_nats": 1.0, "brier": 0.5, "ece": 0.1, "oracle_nll_nats": 0.5, "disagreement": 0.2, "members": 2}
-RUNS = {"darts": ({"genotype": [["reduce", n, 0, "skip_connect"] for n in range(2, 6)], "structure": {"vector": [0.0]}, "log": []}, {"search": 2.0, "wall": 2.0}),
-        "hypernetwork": ({"structure": {"vectors": [[0.0] * 4] * 2, "segments": [0.0]}, "log": [{"epoch": 0, "calibration": [[0.0, 0], [0.5, 1]]}]}, {"search": 2.0}),
+EDGES, SMALL = [["reduce", 2, 0, "skip_connect"]], SearchSpace(nodes=1, operations=("skip_connect",))
+EPOCH = {"epoch": 0, "genotypes": [EDGES], "seconds": 1.0, "regulariser": 0.1, "val_loss_nats": 2.0}
+RUNS = {"darts": ({"genotype": EDGES, "structure": {"vector": [0.0]}, "log": [EPOCH]}, {"search": 2.0, "wall": 2.0}),
+        "hypernetwork": ({"structure": {"vectors": [[0.0] * 4] * 2, "segments": [0.0]}, "log": [EPOCH | {"calibration": [[0.0, 0], [0.5, 1]], "active_edges": [[0, 1, 2, 3]]}]}, {"search": 2.0}),
+        "screening": ({"judged": [{"lambda": 1.0, "genotype": EDGES, "val_loss_nats": 2.0}]}, {"screening": 0.1}),
         "retraining": ({"val": SCORES, "log": []}, {"retraining": 1.0, "prediction": 0.1}),
-        "system": ({"chosen": [0], "val": SCORES, "test": SCORES, "test_scaled": {"nll_nats": 1.0, "brier": 0.5, "ece": 0.1}, "temperature": 1.0}, {"search": 1.0, "retraining": 1.0, "selection": 0.0, "total": 2.0})}
+        "evolution": ({"pool": [[EDGES, 0]]}, {"wall": 1.0}),
+        "system": ({"chosen": [0], "retrainings": ["0"], "val": SCORES, "test": SCORES, "test_scaled": {"nll_nats": 1.0, "brier": 0.5, "ece": 0.1}, "temperature": 1.0},
+                   {"search": 1.0, "retraining": 1.0, "selection": 0.0, "total": 2.0}),
+        "shift": ({"images": 5, "rows": [{"corruption": "noise", "severity": 1, "accuracy_percent": 50.0, "nll_nats": 1.0, "brier": 0.5, "ece": 0.1}]}, {"shift": 0.1})}
 
 
 @pytest.fixture(scope="module")
 def whole_records(place):
     records = Records(place / "whole")
-    inputs = {"seed": 0, "system": "EdgeNES", "experiment": "quality", "point": {}, "settings": {"knots": 2, "margin": 0.2}, "space": SearchSpace().to_dict(),
-              "optimum": RUNS["darts"][0]["genotype"]}
+    inputs = {"seed": 0, "system": "EdgeNES", "experiment": "quality", "point": {}, "settings": {"knots": 2, "margin": 0.2}, "space": SMALL.to_dict(),
+              "optimum": EDGES, "pool": [[EDGES, 0]]}
     return [write_record(records, kind, inputs, *content) for kind, content in RUNS.items()]
 
 
@@ -154,7 +160,7 @@ def sealed(document):
 def test_record_forms_are_those_of_the_pipeline(whole_records):
     committed = Records(ROOT / "results" / "cpu")
     for kind in RUNS: assert all_records(committed, kind)
-    assert set(FORMS) == set(RUNS) <= set(tasks.RUN)
+    assert set(FORMS) == set(RUNS) == set(tasks.RUN)
 
 
 @examples(170)
@@ -180,6 +186,39 @@ def test_records(place, whole_records, data):
     if said_no or record["kind"] not in ("system", "hypernetwork"): return
     frame = quality.frame if record["kind"] == "system" else lambda records: control.table(control.hypernetworks(records))
     attempt("record", frame, records)  # a record that was taken can be shown
+
+
+HOSTILE = {
+    "knots without end": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=10**12)), "half a knot": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=2.5)),
+    "a place of letters": ("system", lambda r: r["inputs"].update(point={"lambda": "<script>"})), "a place that is a list": ("system", lambda r: r["inputs"].update(point={"lambda": [1]})),
+    "a shift of letters": ("shift", lambda r: r["results"]["rows"][0].update(nll_nats="<b>")), "a shift without rows": ("shift", lambda r: r["results"].update(rows=[])),
+    "no genotypes": ("darts", lambda r: r["results"]["log"][0].update(genotypes=[])), "genotypes of numbers": ("darts", lambda r: r["results"]["log"][0].update(genotypes=[[5]])),
+    "an edge of three": ("system", lambda r: r["inputs"].update(pool=[[[["reduce", 2, 0]], 0]])), "a pool of numbers": ("evolution", lambda r: r["results"].update(pool=[1])),
+    "a judgement without a number": ("screening", lambda r: r["results"]["judged"][0].update(val_loss_nats=None)), "no such member": ("system", lambda r: r["results"].update(chosen=[7])),
+    "a place without lambda": ("system", lambda r: r["inputs"].update(experiment="deviation")), "steps of letters": ("hypernetwork", lambda r: r["results"]["log"][0].update(active_edges=[["<b>"]]))}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_sealed_records_that_do_not_fit(fault, tmp_path, place, whole_records):
+    "Whoever can hash can seal anything: tables are made of it, or one line says of what they cannot be made."
+    kind, spoil = HOSTILE[fault]
+    assert report.results(Records(place / "whole"), {})
+    for record in whole_records:
+        record = json.loads(json.dumps(record))
+        if record["kind"] == kind: spoil(record)
+        write_json(tmp_path / "runs" / f"{record['kind']}-{Records(tmp_path).key(record['inputs'])}.json", sealed(record))
+    refused("record", report.build, tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@examples(40)
+@given(st.data())
+def test_results_of_sealed_records(place, whole_records, data):
+    folder = place / "sealed"
+    shutil.rmtree(folder, ignore_errors=True)
+    document = sealed(data.draw(changed(data.draw(st.sampled_from(whole_records)))))
+    with contextlib.suppress(EdgenesError, KeyError, AttributeError): write_json(folder / "runs" / f"{document['kind']}-{Records(folder).key(document['inputs'])}.json", document)
+    attempt("record", lambda: [Records(folder).read(path) for path in Records(folder).paths()] and report.results(Records(folder), {}))
 
 
 def test_record_files(tmp_path):
