@@ -10,11 +10,19 @@ import shlex
 import sys
 from pathlib import Path
 
-PROFILE = config.get("profile", "demo")
-RESULTS = Path(config.get("results", f"results/{PROFILE}"))
+PROFILE = str(config.get("profile", "demo"))
+RESULTS = Path(str(config.get("results", f"results/{PROFILE}")))
+if set("{}") & set(str(RESULTS)): raise WorkflowError(f"results is {RESULTS}: give a folder without braces")  # Snakemake would take them for a wildcard
 GIVEN = {name: str(config[name]) for name in ("seeds", "experiments") if name in config}
-OPTIONS = shlex.join(f"--{name}={config[name]}" for name in ("data", "device") if name in config)
-PYTHON = shlex.quote(sys.executable)
+
+
+def told(*words):
+    """Words of a shell command as they are: Snakemake fills in what stands between single braces."""
+    return shlex.join(map(str, words)).replace("{", "{{").replace("}", "}}")
+
+
+EDGENES = told(sys.executable, "-m", "edgenes")
+OPTIONS = told(*(f"--{name}={config[name]}" for name in ("data", "device") if name in config))
 OURS = workflow.is_main_process  # a job reads this file again, and is told what to make
 
 
@@ -58,7 +66,7 @@ rule report:
     output:
         local(update(f"{RESULTS}/report.html")),
     shell:
-        f"{PYTHON} -m edgenes report {shlex.quote(PROFILE)} --results {shlex.quote(str(RESULTS))}"
+        f"{EDGENES} {told('report', PROFILE, '--results', RESULTS)}"
 
 
 rule run:
@@ -68,8 +76,7 @@ rule run:
         local(touch(mark(("{experiment}", "{seed}")))),
     threads: 1
     shell:
-        f"{PYTHON} -m edgenes run {shlex.quote(PROFILE)} --experiments {{wildcards.experiment}} --seeds {{wildcards.seed}},"
-        f" --results {shlex.quote(str(RESULTS))} --workers 1 --no-tables --no-notebooks {OPTIONS}"
+        f"{EDGENES} {told('run', PROFILE, '--results', RESULTS)} --experiments {{wildcards.experiment}} --seeds {{wildcards.seed}}, --workers 1 --no-tables --no-notebooks {OPTIONS}"
 
 
 onsuccess:

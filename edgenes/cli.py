@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .app import register
-from .core import EdgenesError, require, short
+from .core import EdgenesError, require, short, write_atomic
 from .pipeline import Reader, lacking
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
@@ -129,17 +130,20 @@ def show(folder: Path) -> None:
 
 # %% ../nbs/19_cli.ipynb #5e51012
 def execute_notebooks(names: list[str], parameters: dict[str, Any], folder: Path, data: Path | None = None) -> None:
-    "Runs the notebooks of these experiments through papermill into <results>/notebooks; does nothing outside the project's checkout."
+    "Runs the notebooks of these experiments through papermill into <results>/notebooks, each whole or as it was; does nothing outside the project's checkout."
     try: import papermill
     except ImportError: return
     if data: os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
     for notebook in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")):
         if notebook.stem not in names: continue
-        target = folder / "notebooks" / notebook.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try: papermill.execute_notebook(str(notebook), str(target), parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
-                                         extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
+        try:
+            with tempfile.TemporaryDirectory() as made:
+                papermill.execute_notebook(str(notebook), f"{made}/x.ipynb", parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
+                                           extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
+                content = Path(f"{made}/x.ipynb").read_bytes()
         except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
+        except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use --no-notebooks") from error  # a kernel that died is a RuntimeError
+        write_atomic(folder / "notebooks" / notebook.name, content)
         typer.echo(f"executed {notebook.name}")
 
 # %% ../nbs/19_cli.ipynb #5e51014
@@ -149,10 +153,15 @@ def main() -> None:
     "Entry point: errors of the user end in one line and exit code 2."
     if len(sys.argv) == 1: sys.argv.append("--help")
     try:
-        if (code := app(standalone_mode=False) or 0) != 130: sys.exit(code)
+        code = app(standalone_mode=False) or 0
+        print(end="", flush=True)  # here, where a full disk is still told in one line
+        if code != 130: sys.exit(code)
         message = STOPPED  # 130 is typer's word for Ctrl-C
     except EdgenesError as error: message = str(error)
     except (KeyboardInterrupt, typer.Abort): message = STOPPED
+    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk or nobody at the other end of stdout
+        message = f"cannot use {error.filename or 'the output'}: {error.strerror or error}; give a file or folder that can be read and written"
+        if not error.filename: sys.stdout = open(os.devnull, "w")  # else Python tries to write the rest again, and says so
     except Exception as error:  # typer brings its own copy of click's usage errors: they are known by this method
         if not hasattr(error, "format_message"): raise
         message = error.format_message().split("\n")[0] or "nothing to do: see edgenes --help"

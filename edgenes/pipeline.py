@@ -11,13 +11,14 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
 
-from .core import EdgenesError, pick_device, read_json, whole
+from .core import EdgenesError, pick_device, read_json, require, whole
 from .genotype import Genotype
 from .profiles import Shop
 from .tasks import Member, Task, checkpoint_of, hypernetwork_of, optimum_of, run_task, space_of
@@ -87,14 +88,15 @@ def run(shop: Shop,
     "Runs all that the plans lack. What is finished is on disk, whenever it stops. `EdgenesError` at the end names the runs that failed."
     state, plans = None, list(plans)
     cuda = pick_device(shop.device).type == "cuda"
-    if workers is not None: whole(workers, "workers")
+    if workers is not None: whole(workers, "workers", 1, 1000)
     workers = workers or (1 if cuda else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with tqdm(total=len(plans), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05) as bar:
+    with tqdm(total=len(plans), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05, leave=False) as bar:
         state = Progress(shop, plans)
         def told(task: Task | None = None) -> None:
             if task: bar.set_postfix_str(f"{task.kind} {task.variant or task.system}".strip() + " done", refresh=False)
             bar.update(len(plans) - len(state.waiting) - bar.n)
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
+        bar.leave = not state.failed  # what is said of a fault stands alone
     for task in state.known: checkpoint_of(task, shop).remove()  # left by a process that was killed between its record and the end of its run
     if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: " + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
 
@@ -118,8 +120,7 @@ def _end_with_parent() -> None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> None:
-    running: dict[Future, Task] = {}
+def _in_pool(state: Progress, workers: int, told: Callable[..., None], running: dict[Future, Task]) -> None:
     before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as executor:
         try:
@@ -127,13 +128,23 @@ def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> N
                 told()
                 for task in todo[: workers - len(running)]: running[executor.submit(run_task, task, state.shop)] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    try: state.known[task] = future.result()
-                    except EdgenesError as error: state.failed[task] = error
-                    told(task)
+                    try: state.known[running[future]] = future.result()
+                    except EdgenesError as error: state.failed[running[future]] = error
+                    told(running.pop(future))
         except BaseException:
             for child in set(multiprocessing.active_children()) - before: child.kill()  # a run that is stopped goes on from its checkpoint
             raise
+
+# %% ../nbs/17_pipeline.ipynb #7fb9012b
+def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> None:
+    for last in (False, True):
+        running: dict[Future, Task] = {}
+        try:
+            _in_pool(state, workers, told, running)
+            break
+        except BrokenProcessPool as error:
+            names = ", ".join(f"{t.kind} seed {t.seed}" for t in running.values())
+            if last: raise EdgenesError(f"a worker was killed a second time, during {names}: free memory or use fewer --workers, and start again to go on from here") from error
     told()
 
 # %% ../nbs/17_pipeline.ipynb #7fb9014
@@ -142,7 +153,9 @@ class Reader(Shop):
     @property
     def data(self) -> Any:
         path = Path(self.results) / "profile.json"
-        return SimpleNamespace(fingerprint=read_json(path).get("data") if path.is_file() else None)
+        known = read_json(path) if os.path.isfile(path) else {}
+        require(isinstance(known, dict), f"{path} is not a profile: restore it")
+        return SimpleNamespace(fingerprint=known.get("data"))
 
 def lacking(shop: Shop, plans: dict[Any, list[Plan]]) -> dict[Any, list[str]]:
     "For each group of plans the names of the records that it needs next and that are not there; finished groups are left out."

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from operator import index
@@ -61,7 +63,8 @@ def _check(p: Profile) -> None:
     require(p.candidates <= 10_000, f"candidates is {short(p.candidates)}: give at most 10000")
     require(1 <= p.members <= p.candidates, f"members is {p.members} and candidates {p.candidates}: an ensemble has between 1 and {p.candidates} members")
     for name in ("deep_pool", "free_pool", "screened"):
-        require(getattr(p, name) >= p.members, f"{name} is {getattr(p, name)}: give at least members = {p.members}")
+        require(p.members <= getattr(p, name) <= 10_000, f"{name} is {short(getattr(p, name))}: give members = {p.members} to 10000")
+    require(p.shift_images is None or p.shift_images >= 1, f"shift_images is {short(p.shift_images)}: give at least 1")
     require(1 <= p.curve_points <= min(p.darts.epochs, p.hyper.epochs), f"curve_points is {p.curve_points}: give 1 to the number of search epochs")
 
 # %% ../nbs/15_profiles.ipynb #5aaf008
@@ -148,8 +151,12 @@ def open_shop(profile: Profile,
     require(isinstance(known, dict), f"{path} is not a profile: restore it, or choose another folder with --results")
     changed = sorted(k for k in now if known.get(k) != now[k])
     require(not changed, f"{folder} holds runs with another {', '.join(changed)}: choose another folder with --results")
+    for half in (p for part in (".", "runs", "cache", "tables", "figures", "work/*") for p in folder.glob(f"{part}/.*.tmp")):  # of writers that were killed
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > 3600: half.unlink()
     return shop
 
+# %% ../nbs/15_profiles.ipynb #5aaf014b
 def project_root() -> Path:
     "The folder of the project (it holds settings.ini and nbs), looked for from the current folder upwards; else the current folder."
     for folder in (Path.cwd(), *Path.cwd().parents):

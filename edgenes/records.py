@@ -5,12 +5,16 @@
 # %% ../nbs/13_records.ipynb #9c0c002
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import warnings
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +24,15 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 import edgenes
 from .core import EdgenesError, content_hash, read_json, require, short, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['PACKAGE', 'SCHEMA', 'FORMS', 'pack', 'unpack', 'DiskCheckpoint', 'code_hash', 'notebooks_hash', 'provenance',
-           'check_form', 'Records', 'write_record', 'all_records', 'save_predictions', 'save_weights', 'load_weights',
-           'load_predictions']
+__all__ = ['PACKAGE', 'SCHEMA', 'FORMS', 'pack', 'unpack', 'digest', 'opened', 'DiskCheckpoint', 'code_hash', 'notebooks_hash',
+           'provenance', 'check_form', 'Records', 'write_record', 'all_records', 'save_predictions', 'save_weights',
+           'load_weights', 'load_predictions']
 
 # %% ../nbs/13_records.ipynb #9c0c005
 def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -48,6 +52,18 @@ def unpack(packed: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "dict": return {key: unpack(value, tensors) for key, value in content}
     return [unpack(value, tensors) for value in content] if kind == "list" else content
 
+def digest(name: str, arrays: Mapping[str, Any]) -> str:
+    "SHA-256 of a name and arrays: neither a torn file, a flipped bit nor the file of another run has it. Their formats leave the numbers unguarded."
+    total = hashlib.sha256(name.encode())
+    for key, value in sorted(arrays.items()):
+        array = np.asarray(value)
+        total.update(json.dumps([key, str(array.dtype), array.shape]).encode() + array.tobytes())
+    return total.hexdigest()
+
+def opened(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    "What the header of a safetensors file says, and its tensors."
+    with safe_open(path, "pt") as file: return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+
 # %% ../nbs/13_records.ipynb #9c0c006
 class DiskCheckpoint:
     "The state of one training in a folder of its own: the last two epochs, each file whole or absent."
@@ -59,7 +75,7 @@ class DiskCheckpoint:
         "Writes a state; its number is the length of its log. Older files than the last two are removed."
         tensors: dict[str, torch.Tensor] = {}
         nest = json.dumps(pack(state, tensors))
-        content = safetensors.torch.save(tensors, metadata={"state": nest, "digest": content_hash(nest)})
+        content = safetensors.torch.save(tensors, metadata={"state": nest, "digest": digest(nest, tensors)})
         write_atomic(self.folder / f"epoch-{len(state['log']):05d}.safetensors", content)
         for old in self.files()[:-2]: old.unlink(missing_ok=True)
 
@@ -67,9 +83,8 @@ class DiskCheckpoint:
         "The newest whole state, or None. A damaged file is passed over with a warning."
         for path in reversed(self.files()):
             try:
-                with safe_open(path, "pt") as file:
-                    metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-                if content_hash(metadata["state"]) == metadata["digest"]: return unpack(json.loads(metadata["state"]), tensors)
+                metadata, tensors = opened(path)
+                if digest(metadata["state"], tensors) == metadata["digest"]: return unpack(json.loads(metadata["state"]), tensors)
             except Exception as error: reason = str(error)  # a file that was made to do harm can raise almost anything
             else: reason = "its state was changed"
             warnings.warn(f"checkpoint {path.name} is damaged ({reason}): going on from the one before", stacklevel=2)
@@ -116,21 +131,32 @@ def provenance() -> dict[str, Any]:
 SCHEMA = 1  # of all records
 _METRICS = dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float)
 _SHARED = range(257)  # more edges than any genotype keeps
+_EDGES = [(str, int, int, str)]
+_POOL = [(_EDGES, int)]
+_SHIFTED = {"corruption": str, "severity": range(1, 5), **dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece"), float)}
 FORMS: dict[str, Any] = {
-    "darts": {"inputs": {"seed": int}, "results": {"genotype": [(str, int, int, str)], "structure": {"vector": [float]}}, "seconds": {"search": float}},
-    "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": int, "margin": float}, "space": {}, "optimum": [(str, int, int, str)]}, "results": {"structure": {"vectors": [[float]], "segments": [float]}, "log": [{"calibration": [(_SHARED, _SHARED)]}]}, "seconds": {"search": float}},
-    "retraining": {"inputs": {"seed": int}, "seconds": {"retraining": float, "prediction": float}},
-    "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {}},
-               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float},
-               "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)}}
+    "darts": {"inputs": {"seed": int}, "results": {"genotype": _EDGES, "structure": {"vector": [float]}, "log": [{"genotypes": [_EDGES], "seconds": float}]}, "seconds": {"search": float}},
+    "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": range(2, 1000), "margin": float}, "space": {}, "optimum": _EDGES},
+                     "results": {"structure": {"vectors": [[float]], "segments": [float]},
+                                 "log": [{"epoch": int, "calibration": [(_SHARED, _SHARED)], "genotypes": [_EDGES], "active_edges?": [[int]], **dict.fromkeys(("regulariser", "val_loss_nats", "seconds"), float)}]},
+                     "seconds": {"search": float}},
+    "screening": {"inputs": {"seed": int}, "results": {"judged": [{"lambda": float, "genotype": _EDGES, "val_loss_nats": float}]}},
+    "retraining": {"inputs": {"seed": int}, "results": {"val": {"accuracy_percent": float}}, "seconds": {"retraining": float, "prediction": float}},
+    "evolution": {"inputs": {"seed": int}, "results": {"pool": _POOL}},
+    "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {str: float}, "pool": _POOL},
+               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float, "chosen": [int], "retrainings": [str]},
+               "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)},
+    "shift": {"inputs": {"seed": int, "system": str, "pool": _POOL}, "results": {"images": int, "rows": [_SHIFTED]}}}
 
+# %% ../nbs/13_records.ipynb #9c0c015b
 def check_form(value: Any, form: Any, where: str) -> None:
-    "`EdgenesError` unless a value of a JSON file has the form: {name: form}, [form] (one or more), (form, form), a type, or a range of numbers."
+    "`EdgenesError` unless a value of a JSON file has the form: {name: form} (name?: where it is there; str: every name), [form] (one or more), (form, form), a type, or a range of numbers."
     if isinstance(form, dict):
         require(isinstance(value, dict), f"{where} is {short(value)}, not a mapping")
         for name, part in form.items():
-            require(name in value, f"{where} lacks the field {name!r}")
-            check_form(value[name], part, f"{where}: {name}")
+            known = value if name is str else [name.rstrip("?")]
+            require(name is str or name.endswith("?") or name in value, f"{where} lacks the field {name!r}")
+            for key in (k for k in known if k in value): check_form(value[key], part, f"{where}: {key}")
     elif isinstance(form, (list, tuple)):
         require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)), f"{where} is {short(value)}, not a list, or of another length")
         for i, v in enumerate(value): check_form(v, form[i % len(form)], f"{where}[{i}]")
@@ -155,9 +181,9 @@ def _checked(path: Path) -> dict[str, Any]:
             "delete the record, or use the version that wrote it")
     try:
         check_form(record, {"kind": str, "hash": str, **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {})}, "it")
-        require(record["kind"].isalpha(), f"its kind is {short(record['kind'])}")
         body = {name: value for name, value in record.items() if name != "hash"}
         require(content_hash(body) == record["hash"], "it was changed after it was written")
+        require(re.fullmatch("[a-z]+", record["kind"]), f"its kind is {short(record['kind'])}, no word")
         check_form(record, FORMS.get(record["kind"], {}), "it")
     except EdgenesError as error: raise EdgenesError(f"{path} cannot be used, {error}: restore it, or delete the record and run again") from error
     require(path.name == f"{record['kind']}-{_key(record['inputs'])}.json", f"{path} holds the record of another run: restore its name")
@@ -184,7 +210,14 @@ class Records:
     def find(self, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
         "The record of a run, or None where it is not finished."
         path = self.path(kind, inputs)
-        return self.read(path) if path.exists() else None
+        return self.read(path) if os.path.exists(path) else None
+
+    def paths(self, kind: str = "") -> list[Path]:
+        "The files of a kind, or of all, by name. An absent folder holds none; one that cannot be listed is an `EdgenesError`, since what is not seen would count as lost."
+        try: names = sorted(os.listdir(self.folder / "runs"))
+        except FileNotFoundError: return []
+        except (OSError, ValueError) as error: raise EdgenesError(f"cannot list {self.folder / 'runs'}: {getattr(error, 'strerror', error)}; make it a folder that can be read") from error
+        return [self.folder / "runs" / name for name in names if name.endswith(".json") and name.startswith(kind and f"{kind}-")]
 
 # %% ../nbs/13_records.ipynb #9c0c020
 def write_record(records: Records, kind: str, inputs: dict[str, Any], results: dict[str, Any], seconds: dict[str, float],
@@ -201,33 +234,39 @@ def write_record(records: Records, kind: str, inputs: dict[str, Any], results: d
 
 def all_records(records: Records, kind: str) -> list[dict[str, Any]]:
     "All records of a kind, in the order of their names; the first bad one raises `EdgenesError`."
-    return [records.read(path) for path in sorted((records.folder / "runs").glob(f"{kind}-*.json"))]
+    return [records.read(path) for path in records.paths(kind)]
 
 # %% ../nbs/13_records.ipynb #9c0c022
 def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
     "Keeps the predictions of a run beside its record, as float16."
-    import io
     buffer = io.BytesIO()
     halves: dict[str, Any] = {name: np.asarray(a, dtype=np.float16) for name, a in arrays.items()}
-    np.savez(buffer, **halves)
+    np.savez(buffer, digest=np.array(digest(key, halves)), **halves)
     write_atomic(records.folder / "cache" / f"{key}.npz", buffer.getvalue())
 
 def save_weights(records: Records, key: str, net: torch.nn.Module) -> None:
     "Keeps the trained weights of a run in the cache, as safetensors."
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    write_atomic(records.folder / "cache" / f"{key}.safetensors", safetensors.torch.save(state))
+    write_atomic(records.folder / "cache" / f"{key}.safetensors", safetensors.torch.save(state, metadata={"digest": digest(key, state)}))
 
+# %% ../nbs/13_records.ipynb #9c0c022b
 def load_weights(records: Records, key: str, net: torch.nn.Module) -> bool:
     "Puts kept weights into a network of the same shape; False where there are none that fit."
-    try: net.load_state_dict(safetensors.torch.load((records.folder / "cache" / f"{key}.safetensors").read_bytes()))
-    except (OSError, SafetensorError, RuntimeError): return False
+    path = records.folder / "cache" / f"{key}.safetensors"
+    if not path.is_file(): return False  # a pipe would wait for ever
+    try:
+        metadata, state = opened(path)
+        if digest(key, state) != metadata.get("digest"): return False
+        net.load_state_dict(state)
+    except Exception: return False  # a file that was made to do harm can raise almost anything
     return True
 
 def load_predictions(records: Records, key: str) -> dict[str, np.ndarray] | None:
-    "Kept predictions by name, or None where there are none (they are a cache: a damaged file counts as none)."
+    "Kept predictions by name, or None where there are none (they are a cache: a damaged file, or that of another run, counts as none)."
     path = records.folder / "cache" / f"{key}.npz"
     if not path.is_file(): return None
     try:
-        with np.load(path, allow_pickle=False) as file: found = {name: file[name] for name in ("val", "test")}
+        with np.load(path, allow_pickle=False) as file: said, found = str(file["digest"]), {name: file[name] for name in file.files if name != "digest"}
+        if said != digest(key, found): return None
     except Exception: return None  # a corrupt file makes numpy and zipfile raise almost anything
-    return found if all(p.dtype == np.float16 and p.ndim == 2 for p in found.values()) else None
+    return found if all(name in found and found[name].dtype == np.float16 and found[name].ndim == 2 for name in ("val", "test")) else None

@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 import edgenes.experiments
-from .core import read_json, require, write_atomic, write_json
+from .core import EdgenesError, read_json, require, write_atomic, write_json
 from .records import Records, all_records
 from .statistics import summary
 
@@ -113,8 +113,13 @@ def published_figures(root: Path) -> dict[str, Any]:
 
 def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     "The results of every experiment that has records. `EdgenesError` where none has."
-    found = {name: experiment(name).result(records, published) for name in EXPERIMENTS}
-    found = {name: result for name, result in found.items() if result is not None}
+    found = {}
+    for name in EXPERIMENTS:
+        try: result = experiment(name).result(records, published)
+        except EdgenesError: raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # records that are sealed and of good form, and do not fit each other
+            raise EdgenesError(f"{name} cannot be made of the records in {records.folder} ({type(error).__name__}: {error}): restore them, or delete those of {name} and run again") from error
+        if result is not None: found[name] = result
     begun = (records.folder / "profile.json").is_file()  # what needs no run, such as F1, may be all that was asked for
     require(begun or any(r.sources for r in found.values()), f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)")
     return found
@@ -125,7 +130,7 @@ def build(folder: str | Path,                         # results folder of a prof
           ) -> list[Path]:
     "Rebuilds all tables, figures and report.html from the records of a folder; no data are needed. A table or figure that no record supports any more is removed."
     records = Records(folder)
-    for path in (records.folder / "runs").glob("*.json"): records.read(path)  # also those that no table reads: an edited one stops the report
+    for path in records.paths(): records.read(path)  # also those that no table reads: an edited one stops the report
     found = results(records, published or {})
     made = [path for result in found.values() for path in save(records, result)]
     kept = {path.stem for path in made}
@@ -151,7 +156,7 @@ def _section(records: Records, name: str, result: Result) -> str:
         shown = frame.round(3).to_html(index=False, border=0, na_rep="–", escape=True)
         parts.append(f"<details {'open' if len(frame) <= 16 else ''}><summary>Table {html.escape(key)}</summary>{shown}</details>")
     names = sorted(f"{r['kind']}-{records.key(r['inputs'])}" for r in result.sources)
-    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in (html.escape(name, True) for name in names))
+    listed = "".join(f"<li><a href='runs/{n}.json'>{n}</a></li>" for n in map(html.escape, names))
     parts.append(f"<div class='source'>Made by <a href='../../nbs/experiments/{name}.ipynb'>{name}.ipynb</a>"
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)

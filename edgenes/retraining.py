@@ -147,7 +147,7 @@ def retrain(data: Data,
     optimiser = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
     check_batch(min(s.batch_size, len(data.train)), (1, 1) if s.auxiliary else data.shape, s.layers)
     parts: dict[str, Any] = {"net": net, "optimiser": optimiser}
-    log, forward = restore(checkpoint, parts), accelerated(net.features, device, s.accelerate)
+    log, forward = restore(checkpoint, parts, s.epochs), accelerated(net.features, device, s.accelerate)
     for epoch in range(len(log), s.epochs):
         start = compute_seconds(device)
         loss = _epoch(net, forward, optimiser, data, s, seed, epoch)

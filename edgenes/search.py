@@ -288,7 +288,7 @@ def search(data: Data,
     structure = new_structure(space, settings, seed, optimum is not None and lam is None)
     b = Bilevel(net.to(data.train.images.device), structure.to(data.train.images.device), settings, optimum)
     parts: dict[str, Any] = {"net": net, "structure": structure, "weight_optimiser": b.weight_optimiser, "structure_optimiser": b.structure_optimiser}
-    log, halves = restore(checkpoint, parts), data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
+    log, halves = restore(checkpoint, parts, settings.epochs), data.halves(seed, settings.images if settings.images and settings.images < len(data.train) else None)
     check_batch(min(settings.batch_size, *map(len, halves)), data.shape, settings.layers)
     for epoch in range(len(log), settings.epochs):
         start = compute_seconds(data.train.images.device)
@@ -308,15 +308,15 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
     for p, found in optimiser.state.items():
         require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape) for k, v in found.items()), "its running means have another form")
 
-def restore(checkpoint: Checkpoint | None, parts: dict[str, Any]) -> list[dict[str, Any]]:
-    "Puts a saved state into modules and optimisers and returns its log; an empty log where there is none. `EdgenesError` when it does not fit."
+def restore(checkpoint: Checkpoint | None, parts: dict[str, Any], epochs: int) -> list[dict[str, Any]]:
+    "Puts a saved state into modules and optimisers and returns its log, of `epochs` at most; an empty log where there is none. `EdgenesError` when it does not fit."
     state = checkpoint.load() if checkpoint is not None else None
     if state is None: return []
     try:
         for name, part in parts.items():
             if isinstance(part, nn.Module): part.load_state_dict(state[name])
             else: _restore_optimiser(part, state[name])
-        require(all(e["epoch"] == i and 0 <= e["seconds"] < math.inf for i, e in enumerate(state["log"])), "the log is not one entry an epoch")
+        require(len(state["log"]) <= epochs and all(e["epoch"] == i and 0 <= e["seconds"] < math.inf for i, e in enumerate(state["log"])), f"the log is not one entry an epoch, or has more than {epochs}")
     except Exception as error:  # the file of another training, or one that was made to do harm
         raise EdgenesError(f"the checkpoint in {getattr(checkpoint, 'folder', 'use')} does not fit this training ({error}): delete it and start again") from error
     return state["log"]

@@ -5,6 +5,8 @@
 # %% ../nbs/16_tasks.ipynb #5dc9002
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +24,7 @@ from .core import Diverged, EdgenesError, compute_seconds, keep_memory, require,
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .data import Split
 from .ensembles import select
-from .genotype import Edge, Genotype, SearchSpace
+from .genotype import Genotype, SearchSpace
 from .hypernetwork import Hypernetwork
 from .metrics import ensemble_metrics, fit_temperature, scaled
 from .profiles import Profile, Shop
@@ -114,7 +116,7 @@ def _inputs(task: Task, shop: Shop) -> dict[str, Any]:
 # %% ../nbs/16_tasks.ipynb #5dc9011
 def genotype_of(edges: list[list[Any]], space: SearchSpace) -> Genotype:
     "The genotype of the edges in a record."
-    return Genotype(space, tuple(Edge(*edge) for edge in edges))
+    return Genotype(space, edges)  # type: ignore[arg-type]  # it makes edges of lists, and refuses others
 
 def optimum_of(record: dict[str, Any], space: SearchSpace) -> Genotype:
     "alpha* of a darts record, in the space of the profile or of a variant: the trained structure is the same."
@@ -127,8 +129,9 @@ def optimum_in(record: dict[str, Any]) -> Genotype:
 def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
     "The hypernetwork of a record, with its weights to the last bit."
     s, space = record["inputs"]["settings"], SearchSpace.from_dict(record["inputs"]["space"])
-    h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
-    try: h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
+    try:
+        h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
+        h.load_state_dict({name: torch.tensor(values) for name, values in record["results"]["structure"].items()})
     except (RuntimeError, TypeError, ValueError) as error: raise EdgenesError(f"the record of hypernetwork seed {record['inputs']['seed']} does not fit its search space ({error}): delete it and run again") from error
     return h
 
@@ -137,6 +140,7 @@ def checkpoint_of(task: Task, shop: Shop) -> DiskCheckpoint:
     "Where a task keeps its unfinished state."
     return DiskCheckpoint(Path(shop.results) / "work" / f"{task.kind}-{shop.records.key(task.inputs(shop))}")
 
+# %% ../nbs/16_tasks.ipynb #5dc9013b
 def run_task(task: Task, shop: Shop) -> dict[str, Any]:
     "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
     found = task.done(shop)
@@ -158,6 +162,9 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
         except Diverged as error:
             write_record(shop.records, "failed", inputs | {"kind": task.kind}, {"message": str(error)}, {"wall": time.perf_counter() - start}, device.type)
             raise
+        except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
+            if "memory" not in f"{type(error).__name__} {error}".lower(): raise
+            raise EdgenesError(f"no memory is left for {task.kind}, seed {task.seed} ({error}): use fewer --workers, or free memory, and start again") from error
         seconds["wall"] = time.perf_counter() - start  # of this process: a resumed run's earlier epochs are in its log alone
         record = write_record(shop.records, task.kind, inputs, results, seconds, device.type)
         checkpoint.remove()
@@ -171,13 +178,14 @@ def claimed(folder: Path) -> Iterator[None]:
     except ImportError:  # a system without such locks: the first record to be written stands
         yield
         return
-    file = None
+    file, flags = None, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # what is there stays as it is; neither a link is followed nor a pipe waited for
     try:
         while file is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError): file = (folder / "lock").open("w")  # whoever held the lock may just have removed the folder
+            with suppress(FileNotFoundError): file = os.fdopen(os.open(folder / "lock", flags, 0o644), "rb", 0)  # whoever held the lock may just have removed the folder
     except OSError as error: raise EdgenesError(f"cannot write {folder}: {error.strerror}; choose a folder that can be written, or free space") from error
     with file:
+        require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"{folder / 'lock'} is no file: delete it and start again")
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

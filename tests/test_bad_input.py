@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import warnings
@@ -39,7 +40,7 @@ from edgenes.genotype import Genotype, SearchSpace
 from edgenes.metrics import ensemble_metrics
 from edgenes.experiments import control, quality
 from edgenes.profiles import PROFILES, Profile, get_profile, open_shop
-from edgenes.records import FORMS, DiskCheckpoint, Records, all_records, load_predictions, pack, save_predictions, write_record
+from edgenes.records import FORMS, DiskCheckpoint, Records, all_records, digest, load_predictions, load_weights, pack, save_predictions, save_weights, write_record
 from edgenes.retraining import RetrainSettings, predict, retrain
 from edgenes.search import SearchSettings, restore, search
 
@@ -130,17 +131,23 @@ def test_nni_documents(mapping): attempt("nni", Genotype.from_nni, mapping)
 # ---------------------------------------------------------------- records
 
 SCORES = {"accuracy_percent": 50.0, "nll_nats": 1.0, "brier": 0.5, "ece": 0.1, "oracle_nll_nats": 0.5, "disagreement": 0.2, "members": 2}
-RUNS = {"darts": ({"genotype": [["reduce", n, 0, "skip_connect"] for n in range(2, 6)], "structure": {"vector": [0.0]}, "log": []}, {"search": 2.0, "wall": 2.0}),
-        "hypernetwork": ({"structure": {"vectors": [[0.0] * 4] * 2, "segments": [0.0]}, "log": [{"epoch": 0, "calibration": [[0.0, 0], [0.5, 1]]}]}, {"search": 2.0}),
+EDGES, SMALL = [["reduce", 2, 0, "skip_connect"]], SearchSpace(nodes=1, operations=("skip_connect",))
+EPOCH = {"epoch": 0, "genotypes": [EDGES], "seconds": 1.0, "regulariser": 0.1, "val_loss_nats": 2.0}
+RUNS = {"darts": ({"genotype": EDGES, "structure": {"vector": [0.0]}, "log": [EPOCH]}, {"search": 2.0, "wall": 2.0}),
+        "hypernetwork": ({"structure": {"vectors": [[0.0] * 4] * 2, "segments": [0.0]}, "log": [EPOCH | {"calibration": [[0.0, 0], [0.5, 1]], "active_edges": [[0, 1, 2, 3]]}]}, {"search": 2.0}),
+        "screening": ({"judged": [{"lambda": 1.0, "genotype": EDGES, "val_loss_nats": 2.0}]}, {"screening": 0.1}),
         "retraining": ({"val": SCORES, "log": []}, {"retraining": 1.0, "prediction": 0.1}),
-        "system": ({"chosen": [0], "val": SCORES, "test": SCORES, "test_scaled": {"nll_nats": 1.0, "brier": 0.5, "ece": 0.1}, "temperature": 1.0}, {"search": 1.0, "retraining": 1.0, "selection": 0.0, "total": 2.0})}
+        "evolution": ({"pool": [[EDGES, 0]]}, {"wall": 1.0}),
+        "system": ({"chosen": [0], "retrainings": ["0"], "val": SCORES, "test": SCORES, "test_scaled": {"nll_nats": 1.0, "brier": 0.5, "ece": 0.1}, "temperature": 1.0},
+                   {"search": 1.0, "retraining": 1.0, "selection": 0.0, "total": 2.0}),
+        "shift": ({"images": 5, "rows": [{"corruption": "noise", "severity": 1, "accuracy_percent": 50.0, "nll_nats": 1.0, "brier": 0.5, "ece": 0.1}]}, {"shift": 0.1})}
 
 
 @pytest.fixture(scope="module")
 def whole_records(place):
     records = Records(place / "whole")
-    inputs = {"seed": 0, "system": "EdgeNES", "experiment": "quality", "point": {}, "settings": {"knots": 2, "margin": 0.2}, "space": SearchSpace().to_dict(),
-              "optimum": RUNS["darts"][0]["genotype"]}
+    inputs = {"seed": 0, "system": "EdgeNES", "experiment": "quality", "point": {}, "settings": {"knots": 2, "margin": 0.2}, "space": SMALL.to_dict(),
+              "optimum": EDGES, "pool": [[EDGES, 0]]}
     return [write_record(records, kind, inputs, *content) for kind, content in RUNS.items()]
 
 
@@ -153,7 +160,7 @@ def sealed(document):
 def test_record_forms_are_those_of_the_pipeline(whole_records):
     committed = Records(ROOT / "results" / "cpu")
     for kind in RUNS: assert all_records(committed, kind)
-    assert set(FORMS) == set(RUNS) <= set(tasks.RUN)
+    assert set(FORMS) == set(RUNS) == set(tasks.RUN)
 
 
 @examples(170)
@@ -179,6 +186,39 @@ def test_records(place, whole_records, data):
     if said_no or record["kind"] not in ("system", "hypernetwork"): return
     frame = quality.frame if record["kind"] == "system" else lambda records: control.table(control.hypernetworks(records))
     attempt("record", frame, records)  # a record that was taken can be shown
+
+
+HOSTILE = {
+    "knots without end": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=10**12)), "half a knot": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=2.5)),
+    "a place of letters": ("system", lambda r: r["inputs"].update(point={"lambda": "<script>"})), "a place that is a list": ("system", lambda r: r["inputs"].update(point={"lambda": [1]})),
+    "a shift of letters": ("shift", lambda r: r["results"]["rows"][0].update(nll_nats="<b>")), "a shift without rows": ("shift", lambda r: r["results"].update(rows=[])),
+    "no genotypes": ("darts", lambda r: r["results"]["log"][0].update(genotypes=[])), "genotypes of numbers": ("darts", lambda r: r["results"]["log"][0].update(genotypes=[[5]])),
+    "an edge of three": ("system", lambda r: r["inputs"].update(pool=[[[["reduce", 2, 0]], 0]])), "a pool of numbers": ("evolution", lambda r: r["results"].update(pool=[1])),
+    "a judgement without a number": ("screening", lambda r: r["results"]["judged"][0].update(val_loss_nats=None)), "no such member": ("system", lambda r: r["results"].update(chosen=[7])),
+    "a place without lambda": ("system", lambda r: r["inputs"].update(experiment="deviation")), "steps of letters": ("hypernetwork", lambda r: r["results"]["log"][0].update(active_edges=[["<b>"]]))}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_sealed_records_that_do_not_fit(fault, tmp_path, place, whole_records):
+    "Whoever can hash can seal anything: tables are made of it, or one line says of what they cannot be made."
+    kind, spoil = HOSTILE[fault]
+    assert report.results(Records(place / "whole"), {})
+    for record in whole_records:
+        record = json.loads(json.dumps(record))
+        if record["kind"] == kind: spoil(record)
+        write_json(tmp_path / "runs" / f"{record['kind']}-{Records(tmp_path).key(record['inputs'])}.json", sealed(record))
+    refused("record", report.build, tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@examples(40)
+@given(st.data())
+def test_results_of_sealed_records(place, whole_records, data):
+    folder = place / "sealed"
+    shutil.rmtree(folder, ignore_errors=True)
+    document = sealed(data.draw(changed(data.draw(st.sampled_from(whole_records)))))
+    with contextlib.suppress(EdgenesError, KeyError, AttributeError): write_json(folder / "runs" / f"{document['kind']}-{Records(folder).key(document['inputs'])}.json", document)
+    attempt("record", lambda: [Records(folder).read(path) for path in Records(folder).paths()] and report.results(Records(folder), {}))
 
 
 def test_record_files(tmp_path):
@@ -331,7 +371,7 @@ def badly(*arguments: str) -> None:
 WORDS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=8)
 SETTINGS = ["members=0", "members=9", "candidates=0", "candidates=-1", "candidates=x", "candidates=1.5", "candidates", "candidates=", "inputs_per_node=0", "inputs_per_node=3",
             "downscale=0", "downscale=3", "downscale=-2", "train_images=0", "train_images=99999", "val_images=-1", "val_images=2000", "test_images=1", "criterion=luck",
-            "seeds=0", "seeds=-1", "darts=1", "__class__=1", "source=nowhere", "source=cifar100", "source=<b>", "downscale=1" + "0" * 30, "members=" + "9" * 5000]
+            "seeds=0", "seeds=-1", "darts=1", "__class__=1", "source=nowhere", "source=cifar100", "source=<b>", "downscale=1" + "0" * 30, "screened=1" + "0" * 12, "deep_pool=1" + "0" * 20, "free_pool=1" + "0" * 12, "shift_images=-1", "shift_images=0", "members=" + "9" * 5000]
 
 
 @st.composite
@@ -344,7 +384,7 @@ def bad_commands(draw, results: str, file: str) -> list[str]:
     extra = []
     if fault == "profile": given["profile"] = draw(WORDS.filter(lambda w: w not in PROFILES))
     elif fault == "--device": given["--device"] = draw(WORDS.filter(lambda w: w not in ("cpu", "auto", "cuda")) | st.sampled_from(["cuda:99", "cuda:", "cpu:0"]))
-    elif fault == "--workers": given["--workers"] = draw(st.sampled_from(["0", "-1", "x", "1.5", "", "1e3"]) | WORDS.filter(lambda w: not w.isdigit()))
+    elif fault == "--workers": given["--workers"] = draw(st.sampled_from(["0", "-1", "x", "1.5", "", "1e3", "99999999999"]) | WORDS.filter(lambda w: not w.isdigit()))
     elif fault == "--seeds": given["--seeds"] = draw(st.text("0123456789,.-+ex ", min_size=1, max_size=6).filter(lambda t: t == "0" or not all(p.strip().isdigit() for p in t.rstrip(", ").split(","))))
     elif fault == "--set": extra = ["--set", draw(st.sampled_from(SETTINGS))]
     elif fault == "--set name": extra = ["--set", draw(WORDS.filter(lambda w: w.partition("=")[0] not in Profile.__dataclass_fields__)) + "=1"]
@@ -370,6 +410,40 @@ def test_report_of_a_folder_that_cannot_be_used(tmp_path):
     write_atomic(tmp_path / "runs" / "system-0.json", "{")
     badly("report", "smoke", "--results", str(tmp_path))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["runs", "system-0.json"]
+
+
+LONG = "n" * 300
+TOO_LONG = [["report", "smoke", "--results", LONG], ["scaling", "smoke", "--results", LONG], ["run", "smoke", "--no-notebooks", "--results", LONG], ["draw", LONG, "--out", "x.svg"],
+            ["fit", LONG, "--out", "o"], ["predict", LONG, "x.png"], ["evaluate", LONG, "x"], ["sample", LONG, "--lambda", "1"]]
+
+
+@pytest.mark.parametrize("arguments", TOO_LONG, ids=lambda a: a[0])
+def test_a_name_that_is_too_long(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    badly(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_to_stdout():
+    "A full disk behind stdout is one line; a reader that has gone, or no stdout at all, is no traceback."
+    start = f"{sys.executable} -m edgenes status smoke --results nowhere"
+    for command_line, code in ((f"{start} >/dev/full", 2), (f"{start} >&-", 0), (f"({start}; echo $? >&2) | true", 0)):
+        done = subprocess.run(command_line, shell=True, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1, (command_line, done)
+        if "full" in command_line: assert done.stderr.startswith("edgenes: cannot use the output: No space left on device; ")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("Kernel died")])
+def test_a_notebook_is_whole_or_as_it_was(tmp_path, monkeypatch, error):
+    import papermill
+    def half(source, target, *args, **kwargs):
+        Path(target).write_text('{"cells": [')
+        raise error
+    monkeypatch.setattr(papermill, "execute_notebook", half)
+    monkeypatch.chdir(ROOT)
+    write_atomic(tmp_path / "notebooks" / "space.ipynb", "{}")
+    with pytest.raises(EdgenesError, match="space.ipynb stopped .*(No space|Kernel died)"): edgenes.cli.execute_notebooks(["space"], {}, tmp_path)
+    assert whole_files(tmp_path) == {"notebooks/space.ipynb": b"{}"}
 
 
 # ---------------------------------------------------------------- parameters of the experiments
@@ -420,6 +494,10 @@ REFUSED = {
     "more seeds than anybody can run": lambda t: edgenes.cli.seed_list("99999"),
     "a profile.json that is a list": lambda t: (write_json(t / "profile.json", []), open_shop(get_profile("smoke"), t, device="cpu")),
     "a published.json that is damaged": lambda t: (write_atomic(t / "results" / "published.json", "{"), report.published_figures(t)),
+    "more workers than any machine has": lambda t: pipeline.run(open_shop(get_profile("smoke"), t, device="cpu"), [], workers=99999999999, progress=False),
+    "a reader's profile.json that is a list": lambda t: (write_json(t / "profile.json", []), pipeline.Reader(get_profile("smoke"), str(t), None).data),
+    "a want of memory": lambda t: lacks_memory(t, MemoryError("cannot hold 9 GB")),
+    "torch's want of memory": lambda t: lacks_memory(t, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")),
     "an experiment that is a path": lambda t: report.experiment("../../x"),
     "a hypernetwork of another size": lambda t: tasks.hypernetwork_of({"inputs": {"seed": 0, "settings": {"knots": 5, "margin": 0.2}, "space": SearchSpace().to_dict()},
                                                                        "results": {"structure": {"vectors": [[0.0]], "segments": [0.0]}}})}
@@ -430,9 +508,29 @@ def run_seed(folder, seed):
     pipeline.run(shop, quality.plans(shop, seed), workers=1, progress=False)
 
 
+def lacks_memory(folder, error):
+    def work(*_): raise error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.RUN, "darts", work)
+        pipeline.run(open_shop(get_profile("smoke"), folder, device="cpu"), [(needs for needs in [[tasks.Task("darts")]])], workers=1, progress=False)
+
+
 @pytest.mark.parametrize("fault", REFUSED)
 def test_faults_around_the_pipeline(fault, tmp_path):
     with in_time(), pytest.raises(EdgenesError): REFUSED[fault](tmp_path)
+
+
+def test_a_lock_that_is_no_file(tmp_path):
+    "Neither is a link followed, nor a pipe waited for, nor what is there emptied."
+    lock, victim = tmp_path / "work" / "lock", tmp_path / "victim"
+    write_atomic(victim, "mine"), lock.parent.mkdir()
+    for make in (lambda: lock.symlink_to(victim), lambda: lock.symlink_to("nowhere"), lambda: lock.symlink_to("lock"), lambda: os.mkfifo(lock)):
+        make()
+        with in_time(), pytest.raises(EdgenesError, match="cannot write|is no file"), tasks.claimed(lock.parent): pass
+        lock.unlink()
+    assert whole_files(tmp_path) == {"victim": b"mine"}
+    lock.write_text("kept")
+    with tasks.claimed(lock.parent): assert lock.read_text() == "kept"
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -454,7 +552,7 @@ def resumable(kind: str, folder: Path) -> None:
     parts, _ = training(1)
     with warnings.catch_warnings(record=True) as caught, in_time():
         warnings.simplefilter("always")
-        try: log = restore(DiskCheckpoint(folder), parts)
+        try: log = restore(DiskCheckpoint(folder), parts, 2)
         except EdgenesError as error: one_line(str(error)); TRIED[kind] += 1; return
     if caught: TRIED[kind] += 1; assert log == []
     for name in ("weight_optimiser", "structure_optimiser"): parts[name].step()
@@ -473,7 +571,7 @@ def test_checkpoints(place, data):
         if data.draw(st.integers(0, 4)) == 0: del tensors[name]
     else: nest = data.draw(changed(nest) | JSON)
     text = json.dumps(nest)
-    metadata = {"state": text, "digest": content_hash(text) if data.draw(st.integers(0, 9)) else "0"}
+    metadata = {"state": text, "digest": digest(text, tensors) if data.draw(st.integers(0, 9)) else "0"}
     write_atomic(folder / "epoch-00002.safetensors", safetensors.torch.save(tensors, metadata=metadata))
     resumable("checkpoint", folder)
 
@@ -485,11 +583,20 @@ def test_checkpoint_bytes(tmp_path):
     for bad in (*(content[:cut] for cut in range(0, len(content), 61)), b"\xff" * 8 + content[8:], b"[" * 10**5, content[:8] + b"{" * (len(content) - 8)):
         path.write_bytes(bad)
         resumable("checkpoint", tmp_path)
+    head, refused_before = 8 + int.from_bytes(content[:8], "little"), TRIED["checkpoint"]
+    spoiled = [content[:head + (len(content) - head) * 2 // 3].ljust(len(content), b"\0")]  # a file of the right length whose end never reached the disk
+    spoiled += [content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(head, len(content), 7)]
+    for bad in spoiled:
+        path.write_bytes(bad)
+        resumable("checkpoint", tmp_path)
+    assert TRIED["checkpoint"] == refused_before + len(spoiled), "a number that was changed on the disk was taken"
+    path.write_bytes(content)
+    refused("checkpoint", restore, DiskCheckpoint(tmp_path), training(1)[0], 1)  # more epochs than were asked for
 
 
 def test_checkpoint_metadata_that_nests_for_ever(tmp_path):
     for text in ("[" * 10**5, '{"list": [' * 5000, '{"tensor": "nowhere"}', '{"dict": 3}', "7", "[]"):
-        write_atomic(tmp_path / "epoch-00001.safetensors", safetensors.torch.save({}, metadata={"state": text, "digest": content_hash(text)}))
+        write_atomic(tmp_path / "epoch-00001.safetensors", safetensors.torch.save({}, metadata={"state": text, "digest": digest(text, {})}))
         resumable("checkpoint", tmp_path)
     os.mkfifo(tmp_path / "epoch-00002.safetensors")
     with in_time(), pytest.warns(match="is damaged"): assert DiskCheckpoint(tmp_path).load() is None
@@ -503,7 +610,7 @@ def test_a_sound_checkpoint_goes_on_with_its_own_steps(tmp_path):
     state["weight_optimiser"]["param_groups"][0]["lr"] = "rm -rf"  # the settings say how large a step is, not the file
     DiskCheckpoint(tmp_path).save(state)
     fresh, _ = training(1)
-    assert len(restore(DiskCheckpoint(tmp_path), fresh)) == 2
+    assert len(restore(DiskCheckpoint(tmp_path), fresh, 2)) == 2
     assert torch.equal(fresh["net"].weight, parts["net"].weight) and fresh["weight_optimiser"].param_groups[0]["lr"] == 0.1
 
 
@@ -516,10 +623,29 @@ def test_predictions_are_a_cache(tmp_path):
     for arrays in ({"val": probs}, {"val": probs, "test": probs}, {"val": np.array([{}]), "test": np.float16(probs)}, {"val": np.zeros(3, "f2"), "test": np.float16(probs)}):
         np.savez(path, **arrays)
         assert load_predictions(records, "k") is None
+    save_predictions(records, "other", val=probs, test=probs)
+    path.write_bytes((tmp_path / "cache" / "other.npz").read_bytes())
+    assert load_predictions(records, "k") is None and load_predictions(records, "other")  # the file of another run
     for content in (whole[:-30], b"", pickle.dumps(Harm(tmp_path / "harm")), whole.replace(b"\x93NUMPY", b"\x93NUMBY")):
         path.write_bytes(content)
         assert load_predictions(records, "k") is None
     assert not (tmp_path / "harm").exists()
+
+
+def test_weights_are_a_cache(tmp_path):
+    records, net, other = Records(tmp_path), torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_weights(records, "k", net)
+    path = tmp_path / "cache" / "k.safetensors"
+    content = path.read_bytes()
+    assert load_weights(records, "k", other) and torch.equal(other.weight, net.weight)
+    head = 8 + int.from_bytes(content[:8], "little")
+    for bad in (*(content[:i] + bytes([content[i] ^ 64]) + content[i + 1:] for i in range(head, len(content))), content[:head].ljust(len(content), b"\0"), content[:-1], b"", b"\xff" * 99,
+                safetensors.torch.save(net.state_dict()), safetensors.torch.save(net.state_dict(), metadata={"digest": digest("other", net.state_dict())})):
+        path.write_bytes(bad)
+        assert not load_weights(records, "k", other)
+    path.unlink()
+    os.mkfifo(path)  # nobody writes
+    with in_time(): assert not load_weights(records, "k", other)
 
 
 # ---------------------------------------------------------------- extreme, and valid
@@ -657,6 +783,29 @@ def test_report_escapes_the_folder(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;&amp;script&gt;" in page and "<script" not in page
 
 
+def test_report_escapes_a_kind(tmp_path):
+    "A record is sealed by whoever can hash: its kind is a word, or it is refused."
+    records = Records(finished(tmp_path))
+    [path, *_] = records.paths("system")
+    record = read_json(path) | {"kind": "system-'><img src=x onerror=alert(1)>"}
+    write_json(path.with_name(f"{record['kind']}-{records.key(record['inputs'])}.json"), sealed(record))
+    with pytest.raises(EdgenesError, match="no word"): report.build(tmp_path)
+
+
+def test_records_that_cannot_be_listed_take_nothing_away(tmp_path, monkeypatch):
+    "Tables of records that are out of sight for a moment are not tables of none."
+    report.build(finished(tmp_path))
+    before = whole_files(tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "away"), write_atomic(tmp_path / "runs", "")
+    with pytest.raises(EdgenesError, match="cannot list"): report.build(tmp_path)
+    (tmp_path / "runs").unlink(), (tmp_path / "away").rename(tmp_path / "runs")
+    def barred(folder): raise PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "listdir", barred)
+    with pytest.raises(EdgenesError, match="cannot list .*Permission denied"): report.build(tmp_path)
+    monkeypatch.undo()
+    assert whole_files(tmp_path) == before
+
+
 # ---------------------------------------------------------------- disks
 
 def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
@@ -678,6 +827,16 @@ def test_a_full_disk_leaves_every_file_whole(tmp_path, monkeypatch, whole_record
     assert whole_files(tmp_path) == before
 
 
+def test_what_killed_writers_left_is_removed(tmp_path):
+    "After an hour: a younger file may be that of a process at work."
+    open_shop(get_profile("smoke"), tmp_path, device="cpu")
+    left = [tmp_path / part / f".x{i}.tmp" for part in (".", "runs", "cache", "tables", "figures", "work/darts-0") for i in range(2)]
+    for path in left: write_atomic(path, "half")
+    for path in left[::2]: os.utime(path, (0, 0))
+    open_shop(get_profile("smoke"), tmp_path, device="cpu")
+    assert [path.exists() for path in left] == [False, True] * 6
+
+
 def test_a_limit_of_the_file_size(tmp_path):
     "The disk of the system itself says no, in the middle of a file."
     write_atomic(tmp_path / "a.txt", "old")
@@ -695,7 +854,9 @@ def test_a_limit_of_the_file_size(tmp_path):
 def test_a_file_where_a_folder_should_be(tmp_path):
     write_atomic(tmp_path / "runs", ""), write_atomic(tmp_path / "cache", ""), write_atomic(tmp_path / "work", "")
     records, before = Records(tmp_path), whole_files(tmp_path)
-    assert records.find("darts", {"seed": 0}) is None and all_records(records, "darts") == [] and load_predictions(records, "k") is None and DiskCheckpoint(tmp_path / "work").load() is None
+    assert records.find("darts", {"seed": 0}) is None and load_predictions(records, "k") is None and DiskCheckpoint(tmp_path / "work").load() is None
+    with pytest.raises(EdgenesError, match="cannot list"): all_records(records, "darts")
+    assert all_records(Records(tmp_path / "nowhere"), "darts") == []
     for write in (lambda: write_record(records, "darts", {"seed": 5}, *RUNS["darts"]), lambda: save_predictions(records, "k", val=np.zeros((2, 2))),
                   lambda: DiskCheckpoint(tmp_path / "work").save(training()[1]), lambda: write_atomic(tmp_path, "x"), lambda: write_atomic(tmp_path / "a\0b", "x")):
         with pytest.raises(EdgenesError, match="cannot write"): write()

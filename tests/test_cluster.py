@@ -175,3 +175,13 @@ def test_a_checkout_with_records_has_nothing_to_run_and_a_lost_record_is_named(t
     text = dry()
     assert jobs_of(text) == [("shift", "0")], text
     assert not (folder / "work").exists()
+
+
+@needs_snakemake
+@pytest.mark.parametrize(("config", "said"), [("results=5", "--results 5 "), ("data={b}/{config}$HOME", "'--data={b}/{config}$HOME'"), ("results={x}", "give a folder without braces")])
+def test_what_a_configuration_holds_is_taken_as_it_is(config, said, tmp_path):
+    """A number that is a folder, and braces, which Snakemake fills in elsewhere: the command of a job has them, or one line refuses them."""
+    process = snakemake(tmp_path, "local", "--dry-run", "--printshellcmds", config=["profile=smoke", "seeds=0,", "experiments=control", config])
+    text = process.communicate(timeout=120)[0]
+    assert said in text and "Traceback" not in text, text
+    assert (process.returncode == 0) == ("without" not in said)

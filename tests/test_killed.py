@@ -6,18 +6,24 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from edgenes import tasks
+from edgenes.core import EdgenesError
 from edgenes.experiments import quality
 from edgenes.pipeline import run
 from edgenes.profiles import PROFILES, open_shop
 from test_pipeline import results_of
 
 KILLS = 50
+# Too short for a clock to hit: predictions, what is written of them, selection, screening, records.
+POINTS = ("write_record", "predict", "save_weights", "save_predictions", "select", "fit_temperature", "inherited_loss")  # in the order of the pipeline
 smoke = PROFILES["smoke"]
 # Long enough that a kill falls into every stage, short enough for a test.
 PROFILE = replace(smoke, darts=replace(smoke.darts, epochs=8), hyper=replace(smoke.hyper, epochs=6), retrain=replace(smoke.retrain, epochs=4), candidates=3)
@@ -29,6 +35,16 @@ def pipeline(folder):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     shop = open_shop(PROFILE, folder, device="cpu")
     run(shop, quality.plans(shop, 0, ("EdgeNES", "EdgeNES-screen")), workers=1, progress=False)
+
+
+def killed_at(folder, name, after):
+    """The pipeline, killed when it first calls this function, or when that comes back."""
+    real = getattr(tasks, name)
+    def deadly(*args, **kwargs):
+        if after: real(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(tasks, name, deadly)
+    pipeline(folder)
 
 
 def stage(folder):
@@ -67,8 +83,48 @@ def kill_again_and_again(tmp_path):
         assert process.exitcode == 0
         assert results_of(folder) == expected
         assert not list((folder / "work").iterdir())
-    print(f"{kills} kills in {rounds} rounds: {where}")
+    for name in POINTS:
+        for after in (False, True):
+            process = context.Process(target=killed_at, args=(tmp_path / "points", name, after))
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, f"the pipeline ended without {name}"
+            kills, where[name] = kills + 1, where.get(name, 0) + 1
+            for path in (tmp_path / "points").glob("runs/*.json"): json.loads(path.read_text())
+    pipeline(tmp_path / "points")
+    assert results_of(tmp_path / "points") == expected and not list((tmp_path / "points" / "work").iterdir())
+    print(f"{kills} kills in {rounds + 1} rounds: {where}")
     assert {"darts", "hypernetwork", "retraining"} <= set(where), where
+
+
+def killer(folder, often, stop, killed):
+    """Kills a worker that has begun a run, as a system short of memory does."""
+    while len(killed) < often and not stop.is_set():
+        time.sleep(0.02)
+        workers = [p for p in multiprocessing.active_children() if p.pid not in killed]
+        if len(workers) < 2 or not list(folder.glob("work/*/lock")): continue
+        workers[0].kill()
+        killed += [p.pid for p in workers]  # the rest of the pool ends with it
+
+
+@pytest.mark.parametrize("often", [1, 2])
+def test_a_killed_worker(often, tmp_path):
+    """Once: the others and it go on in a second pool. Twice: one line that names the runs under way."""
+    pipeline(tmp_path / "whole")
+    shop, stop, killed = open_shop(PROFILE, tmp_path / "r", device="cpu"), threading.Event(), []
+    thread = threading.Thread(target=killer, args=(tmp_path / "r", 2 * often, stop, killed))
+    thread.start()
+    try:
+        work = lambda: run(shop, quality.plans(shop, 0, ("EdgeNES", "EdgeNES-screen")) + quality.plans(shop, 0, ("DARTS",)), workers=2, progress=False)
+        if often == 1: work()
+        else:
+            with pytest.raises(EdgenesError, match=r"a worker was killed a second time, during [a-z]+ seed \d+"): work()
+    finally:
+        stop.set()
+        thread.join()
+    assert len(killed) == 2 * often and not multiprocessing.active_children()
+    found, whole = results_of(tmp_path / "r"), results_of(tmp_path / "whole")
+    assert all(found[name] == whole[name] for name in found if name in whole) and (often == 2 or set(whole) <= set(found))
 
 
 def test_a_kill_costs_at_most_one_epoch(tmp_path):

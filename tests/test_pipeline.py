@@ -52,16 +52,30 @@ def test_two_workers_give_the_records_of_one(tmp_path):
     assert results_of(tmp_path / "1") == results_of(tmp_path / "2")
 
 
+COUNTED = """import sys
+from edgenes import cli, tasks
+log = sys.argv.pop(1)
+def counted(work):
+    def call(task, shop, checkpoint):
+        with open(log, "a") as file: file.write(f"{task.kind}-{shop.records.key(task.inputs(shop))}\\n")
+        return work(task, shop, checkpoint)
+    return call
+tasks.RUN = {kind: counted(work) for kind, work in tasks.RUN.items()}
+cli.main()"""
+
+
 def test_two_pipelines_in_one_folder_share_the_work(tmp_path):
     """Started together on the same records: both end, nothing is torn, and the results are those of one."""
     shop = open_shop(get_profile("smoke"), tmp_path / "one", device="cpu")
     run(shop, experiment("quality").plans(shop, 0), workers=1, progress=False)
     open_shop(get_profile("smoke"), tmp_path / "both", device="cpu")
-    command = [sys.executable, "-m", "edgenes", "run", "smoke", "--results", str(tmp_path / "both"), "--seeds", "0,", "--experiments", "quality", "--workers", "1", "--no-notebooks"]
+    command = [sys.executable, "-c", COUNTED, str(tmp_path / "ran"), "run", "smoke", "--results", str(tmp_path / "both"), "--seeds", "0,", "--experiments", "quality", "--workers", "1", "--no-notebooks"]
     together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in together: assert process.wait() == 0, process.stderr.read()
     assert results_of(tmp_path / "both") == results_of(tmp_path / "one")
     assert not list((tmp_path / "both" / "work").iterdir())
+    ran = (tmp_path / "ran").read_text().split()
+    assert sorted(ran) == sorted(p.stem for p in (tmp_path / "both" / "runs").glob("*.json"))  # each task by one of them, once
 
 
 def test_a_deleted_record_leaves_the_tables_and_an_edited_one_stops_them(tmp_path):
