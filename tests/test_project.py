@@ -112,9 +112,9 @@ def test_package_is_small():
     assert max(experiments.values()) < 200, experiments  # one table or figure each
     lines.pop("_modidx.py", None)  # nbdev's index of names, not code
     assert lines.pop("benchmark.py") < 320 and lines.pop("scaling.py") < 140  # measure the package, and are not used by it
-    assert lines.pop("fitting.py") < 245 and lines.pop("estimator.py") < 270 and lines.pop("app.py") < 120  # use the package
+    assert lines.pop("fitting.py") < 245 and lines.pop("estimator.py") < 310 and lines.pop("app.py") < 120  # use the package
     assert max(lines.values()) < 400, lines  # one idea a module: what grows beyond is two
-    assert sum(lines.values()) < 3400, lines
+    assert sum(lines.values()) < 3500, lines
 
 
 def test_package_imports_by_name_and_only_what_it_requires():
