@@ -677,7 +677,7 @@ def test_extreme_data_and_spaces_work(tmp_path, made, space):
 
 
 def test_one_image_a_class_is_refused_by_name(tmp_path):
-    with pytest.raises(EdgenesError, match="cannot be split with each of 2 classes"): load_data(source(tmp_path, each=1))
+    with pytest.raises(EdgenesError, match="leave none of 2 for training"): load_data(source(tmp_path, each=1))
 
 
 def test_a_batch_of_one_pixel_is_refused_by_name(tmp_path):
