@@ -17,9 +17,9 @@ from .core import require
 from .genotype import ADDED, OPERATIONS
 
 # %% auto #0
-__all__ = ['Window', 'SMALL', 'EPS', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool', 'mean_pixel',
-           'dense', 'norm_sum', 'batch_norm', 'norm', 'BatchNorm', 'ConvNorm', 'corner_weight', 'FactorizedReduce',
-           'Depthwise', 'preprocess', 'AveragePool', 'operation']
+__all__ = ['Window', 'SMALL', 'LARGE', 'EPS', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool',
+           'mean_pixel', 'dense', 'norm_sum', 'batch_norm', 'norm', 'BatchNorm', 'ConvNorm', 'corner_weight',
+           'FactorizedReduce', 'Depthwise', 'preprocess', 'AveragePool', 'operation']
 
 # %% ../nbs/03_operations.ipynb #3203005
 def _library_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: tuple[int, int], wanted: tuple[bool, bool]) -> Any:
@@ -139,26 +139,21 @@ def depthwise(x: Tensor,         # (N, C, H, W)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 # %% ../nbs/03_operations.ipynb #3203016
+LARGE = 2**18  # from so many numbers on, the library's convolution is the faster product
+
 def _blocks(x: Tensor, groups: int) -> Tensor:
     "A dense channels_last (N, groups * C, H, W) as (groups, N * H * W, C), without a copy."
     c = x.shape[1] // groups
     return x.as_strided((groups, x.numel() // x.shape[1], c), (c, x.shape[1], 1))
 
-@lru_cache(maxsize=8)
-def _two(dtype: torch.dtype) -> Tensor: return torch.eye(2, dtype=dtype).view(1, 2, 1, 2, 1)
-
-def _paired(matrices: Tensor) -> Tensor:
-    "(2G, A, B) as block-diagonal (G, 2A, 2B)."
-    groups, a, b = matrices.shape
-    return (matrices.reshape(groups // 2, 2, a, 1, b) * _two(matrices.dtype)).reshape(groups // 2, 2 * a, 2 * b)
-
 def _product(x: Tensor, matrices: Tensor) -> Tensor:
     "(N, groups * A, H, W) times (groups, A, B): channels_last (N, groups * B, H, W)."
-    if matrices.shape[0] % 2 == 0 and max(matrices.shape[1:]) <= 32: matrices = _paired(matrices)
-    groups, _, b = matrices.shape
+    groups, a, b = matrices.shape
+    if x.numel() >= LARGE: return F.conv2d(x, matrices.transpose(1, 2).reshape(groups * b, a, 1, 1), groups=groups)
     out = torch.empty((x.shape[0], groups * b, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     torch.bmm(_blocks(x, groups), matrices, out=_blocks(out, groups))
     return out
+
 
 # %% ../nbs/03_operations.ipynb #3203017
 class _Pointwise(torch.autograd.Function):
@@ -230,56 +225,60 @@ def _long(x: Tensor, k: int) -> Tensor:
     "A dense channels_last (N, C, H, W) as one channels_last image (1, k * C, pixels / k, 1), without a copy."
     return x.permute(0, 2, 3, 1).reshape(1, -1, 1, k * x.shape[1]).permute(0, 3, 1, 2)
 
-def _tiled(v: Tensor, k: int) -> Tensor: return (v if k == 1 else v.repeat(k)).view(1, -1, 1, 1)
-
 def _moments(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "Mean and 1 / standard deviation of every channel (identity 9)."
-    means, variances = (m.view(k, -1) for m in torch.batch_norm_update_stats(_long(x, k), None, None, 0.0))
-    mean = means.mean(0)
-    return mean, (variances.mean(0) + (means - mean).square().mean(0) + EPS).rsqrt()
+    "Mean and 1 / standard deviation of every channel, k times: (k * C,) (identity 9)."
+    mean, variance = torch.batch_norm_update_stats(_long(x, k), None, None, 0.0)
+    if k == 1: return mean, variance.add_(EPS).rsqrt_()
+    between, mean = torch.var_mean(mean.view(k, -1), 0, correction=0)
+    deviation = variance.view(k, -1).mean(0).add_(between).add_(EPS).rsqrt_()
+    return mean.repeat(k), deviation.repeat(k)
+
 
 # %% ../nbs/03_operations.ipynb #3203021c
 class _NormSum(torch.autograd.Function):
-    "The weighted sum of normalised tensors (identity 10)."
+    "The weighted sum of normalised tensors (identity 10); a weight of None is 1."
     @staticmethod
     def forward(ctx, count, *given):  # so many tensors, then their weights
         xs, scales = given[:count], given[count:]
-        ctx.ks, moments = [_interleaved(x) for x in xs], [_moments(x, _interleaved(x)) for x in xs]
-        ctx.save_for_backward(*xs, *scales, *(m for pair in moments for m in pair))
-        factors = [scale * deviation for scale, (_, deviation) in zip(scales, moments)]
-        shift = -sum(f * mean for f, (mean, _) in zip(factors, moments))
-        k, out = ctx.ks[0], torch.empty_like(xs[0])
-        total = _tiled(shift, k)
-        for x, f in zip(xs, factors): total = torch.addcmul(total, _long(x, k), _tiled(f, k), out=_long(out, k))
+        ctx.k = k = _interleaved(xs[0])
+        moments = [_moments(x, k) for x in xs]
+        factors = [d if scale is None else (d.view(k, -1) * scale).view(-1) for scale, (_, d) in zip(scales, moments)]
+        ctx.save_for_backward(*xs, *factors, *(m for pair in moments for m in pair))
+        shift = factors[0] * moments[0][0]
+        for f, (mean, _) in zip(factors[1:], moments[1:]): shift.addcmul_(f, mean)
+        out, total = torch.empty_like(xs[0]), shift.neg_().view(1, -1, 1, 1)
+        for x, f in zip(xs, factors): total = torch.addcmul(total, _long(x, k), f.view(1, -1, 1, 1), out=_long(out, k))
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        count, saved, grad = len(ctx.ks), ctx.saved_tensors, _channels_last(grad)
-        xs, scales, means, deviations = saved[:count], saved[count:2 * count], saved[2 * count::2], saved[2 * count + 1::2]
+        saved, grad = ctx.saved_tensors, _channels_last(grad)
+        count = len(saved) // 4
+        xs, factors, means, deviations = saved[:count], saved[count:2 * count], saved[2 * count::2], saved[2 * count + 1::2]
         wanted = zip(ctx.needs_input_grad[1:], ctx.needs_input_grad[1 + count:])
-        found = [_norm_grad(grad, *term) for term in zip(xs, scales, means, deviations, ctx.ks, wanted)]
+        found = [_norm_grad(grad, *term, ctx.k, need) for *term, need in zip(xs, factors, means, deviations, wanted)]
         return None, *(dx for dx, _ in found), *(ds for _, ds in found)
 
-# %% ../nbs/03_operations.ipynb #3203021d
-def _norm_grad(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, deviation: Tensor, k: int, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-    "The gradients of one term with respect to the tensor and its weights; `deviation` is 1 / sigma."
-    library = torch.ops.aten.native_batch_norm_backward
-    if k == 1: return library(grad, x, scale, None, None, mean, deviation, True, EPS, [*wanted, False])[:2]
-    flat = _long(grad, k)
-    _, d_scale, total = library(flat, _long(x, k), mean.repeat(k), None, None, mean.repeat(k), deviation.repeat(k), True, EPS, [False, True, True])
-    d_scale, total = (v.view(k, -1).sum(0) for v in (d_scale, total))
-    if not wanted[0]: return None, d_scale
-    n, factor = x.numel() // x.shape[1], scale * deviation
-    slope = -factor * deviation * d_scale / n
-    dx = torch.empty_like(x)
-    torch.addcmul(_tiled(-factor * total / n - slope * mean, k), flat, _tiled(factor, k), out=_long(dx, k))
-    _long(dx, k).addcmul_(_long(x, k), _tiled(slope, k))
-    return dx, d_scale
 
-def norm_sum(xs: list[Tensor],       # (N, C, H, W) each
-             scales: list[Tensor],   # (C,) each
-             ) -> Tensor:            # (N, C, H, W)
+# %% ../nbs/03_operations.ipynb #3203021d
+def _norm_grad(grad: Tensor, x: Tensor, factor: Tensor, mean: Tensor, deviation: Tensor, k: int, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    "The gradients of one term with respect to the tensor and its weights; `deviation` is 1 / sigma."
+    flat, pixels = _long(grad, k), _long(x, k)
+    _, d_scale, total = torch.ops.aten.native_batch_norm_backward(flat, pixels, None, None, None, mean, deviation, True, EPS, [False, True, True])
+    if k > 1: d_scale, total = (v.view(k, -1).sum(0) for v in (d_scale, total))
+    if not wanted[0]: return None, d_scale
+    n = x.numel() // x.shape[1]
+    slope = (factor * deviation).view(k, -1).mul_(d_scale).div_(-n)
+    shift = factor.view(k, -1).mul(total).div_(-n).addcmul_(slope, mean.view(k, -1), value=-1)
+    slope, shift, factor = (v.view(1, -1, 1, 1) for v in (slope, shift, factor))
+    dx = torch.empty_like(x)
+    torch.addcmul(shift, flat, factor, out=_long(dx, k))
+    _long(dx, k).addcmul_(pixels, slope)
+    return dx, d_scale if wanted[1] else None
+
+def norm_sum(xs: list[Tensor],              # (N, C, H, W) each
+             scales: list[Tensor | None],   # (C,) each; None: 1
+             ) -> Tensor:                   # (N, C, H, W)
     "The sum of the tensors, each normalised by its batch statistics and multiplied by its weights: BN without running statistics, by a faster route on a CPU."
     if not by_library(xs[0]): return _NormSum.apply(len(xs), *map(_channels_last, xs), *scales)
     total = F.batch_norm(xs[0], None, None, scales[0], training=True)
@@ -288,7 +287,8 @@ def norm_sum(xs: list[Tensor],       # (N, C, H, W) each
 
 def batch_norm(x: Tensor) -> Tensor:
     "BN by the statistics of the batch, without scale and shift."
-    return F.batch_norm(x, None, None, training=True) if by_library(x) else norm_sum([x], [x.new_ones(x.shape[1])])
+    return norm_sum([x], [None])
+
 
 # %% ../nbs/03_operations.ipynb #3203023
 def norm(channels: int, affine: bool = True) -> nn.BatchNorm2d:
