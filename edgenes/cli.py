@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from .app import register
 from .core import EdgenesError, require, short, write_atomic
-from .pipeline import Reader, lacking
+from .pipeline import Reader, cores, lacking
 from .pipeline import run as run_pipeline
 from .profiles import get_profile, open_shop, project_root
 from .records import Records
@@ -53,7 +54,7 @@ def run(profile: ProfileName = "demo",
     plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
     if tables: show(Path(shop.results))
-    if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data)
+    if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data, workers)
 
 # %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
@@ -129,22 +130,27 @@ def show(folder: Path) -> None:
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
 # %% ../nbs/19_cli.ipynb #5e51012
-def execute_notebooks(names: list[str], parameters: dict[str, Any], folder: Path, data: Path | None = None) -> None:
+def execute_notebooks(names: list[str], parameters: dict[str, Any], folder: Path, data: Path | None = None, workers: int | None = None) -> None:
     "Runs the notebooks of these experiments through papermill into <results>/notebooks, each whole or as it was; does nothing outside the project's checkout."
-    try: import papermill
+    try: import papermill  # noqa: F401
     except ImportError: return
     if data: os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
-    for notebook in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")):
-        if notebook.stem not in names: continue
-        try:
-            with tempfile.TemporaryDirectory() as made:
-                papermill.execute_notebook(str(notebook), f"{made}/x.ipynb", parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
-                                           extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
-                content = Path(f"{made}/x.ipynb").read_bytes()
-        except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
-        except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use --no-notebooks") from error  # a kernel that died is a RuntimeError
-        write_atomic(folder / "notebooks" / notebook.name, content)
-        typer.echo(f"executed {notebook.name}")
+    found = [path for path in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")) if path.stem in names]
+    if not found: return
+    with ThreadPoolExecutor(min(len(found), workers or cores())) as pool:  # each kernel is a process of its own
+        for path, _ in zip(found, pool.map(lambda path: _execute(path, parameters, folder), found)): typer.echo(f"executed {path.name}")
+
+def _execute(notebook: Path, parameters: dict[str, Any], folder: Path) -> None:
+    import papermill
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            papermill.execute_notebook(str(notebook), f"{made}/x.ipynb", parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
+                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
+            content = Path(f"{made}/x.ipynb").read_bytes()
+    except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
+    except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use --no-notebooks") from error  # a kernel that died is a RuntimeError
+    write_atomic(folder / "notebooks" / notebook.name, content)
+
 
 # %% ../nbs/19_cli.ipynb #5e51014
 STOPPED = "stopped; start again to go on from here"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -120,6 +119,7 @@ def by_library(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 SMALL = 2**15  # below so many numbers a call costs more than its work: one wide convolution, above it one a set of kernels
+LARGE = 2**18  # from so many numbers on, BN and pools that cost more calls and less memory are faster, and the library's product of small matrices
 
 def widen(x: Tensor,  # (N, C, H, W)
           m: int,
@@ -139,8 +139,6 @@ def depthwise(x: Tensor,         # (N, C, H, W)
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 # %% ../nbs/03_operations.ipynb #3203016
-LARGE = 2**18  # from so many numbers on, the library's convolution is the faster product
-
 def _blocks(x: Tensor, groups: int) -> Tensor:
     "A dense channels_last (N, groups * C, H, W) as (groups, N * H * W, C), without a copy."
     c = x.shape[1] // groups
@@ -191,7 +189,7 @@ def average_pool(x: Tensor,       # (N, C, H, W)
                  stride: int = 1,
                  ) -> Tensor:     # (N, C, ceil(H / stride), ceil(W / stride))
     "3x3 average pool that counts the pixels inside the image: equal to `avg_pool2d(x, 3, stride, 1, count_include_pad=False)`."
-    if by_library(x): return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    if by_library(x) or x.numel() < LARGE: return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     ones = torch.ones((x.shape[1], 1, 3, 3), dtype=x.dtype, device=x.device)
     inside = F.conv2d(torch.ones_like(x[:1, :1]), ones[:1], None, stride, 1)
     return depthwise(x, ones, stride) / inside
@@ -280,7 +278,7 @@ def norm_sum(xs: list[Tensor],              # (N, C, H, W) each
              scales: list[Tensor | None],   # (C,) each; None: 1
              ) -> Tensor:                   # (N, C, H, W)
     "The sum of the tensors, each normalised by its batch statistics and multiplied by its weights: BN without running statistics, by a faster route on a CPU."
-    if not by_library(xs[0]): return _NormSum.apply(len(xs), *map(_channels_last, xs), *scales)
+    if not by_library(xs[0]) and xs[0].numel() >= LARGE: return _NormSum.apply(len(xs), *map(_channels_last, xs), *scales)
     total = F.batch_norm(xs[0], None, None, scales[0], training=True)
     for x, scale in zip(xs[1:], scales[1:]): total = total.add_(F.batch_norm(x, None, None, scale, training=True))
     return total

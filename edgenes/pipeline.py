@@ -5,6 +5,7 @@
 # %% ../nbs/17_pipeline.ipynb #7fb9002
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from .profiles import Shop
 from .tasks import Member, Task, checkpoint_of, hypernetwork_of, optimum_of, run_task, space_of
 
 # %% auto #0
-__all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'run', 'Reader', 'lacking']
+__all__ = ['Record', 'Plan', 'searched', 'trained', 'ensemble', 'seeded', 'Progress', 'cores', 'run', 'Reader', 'lacking']
 
 # %% ../nbs/17_pipeline.ipynb #7fb9005
 Record = dict[str, Any]
@@ -80,20 +81,24 @@ class Progress:
         return list(dict.fromkeys(t for tasks in self.waiting.values() for t in tasks if t not in self.known and t not in self.failed))
 
 # %% ../nbs/17_pipeline.ipynb #7fb9008
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def run(shop: Shop,
         plans: Iterable[Plan],
         workers: int | None = None,  # processes; default: one a core, or 1 on a GPU
         progress: bool = True,       # a bar of finished plans on stderr
         ) -> None:
     "Runs all that the plans lack. What is finished is on disk, whenever it stops. `EdgenesError` at the end names the runs that failed."
-    state, plans = None, list(plans)
+    state, plans, runs = None, list(plans), itertools.count(1)
     cuda = pick_device(shop.device).type == "cuda"
     if workers is not None: whole(workers, "workers", 1, 1000)
-    workers = workers or (1 if cuda else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or (1 if cuda else cores())
     with tqdm(total=len(plans), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05, leave=False) as bar:
         state = Progress(shop, plans)
         def told(task: Task | None = None) -> None:
-            if task: bar.set_postfix_str(f"{task.kind} {task.variant or task.system}".strip() + " done", refresh=False)
+            if task: bar.set_postfix_str(f"run {next(runs)} done: {task.kind} {task.variant or task.system}".strip(), refresh=False)
             bar.update(len(plans) - len(state.waiting) - bar.n)
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
         bar.leave = not state.failed  # what is said of a fault stands alone
