@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'edgenes.benchmark.roofline': ('benchmark.html#roofline', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.row': ('benchmark.html#row', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.selection': ('benchmark.html#selection', 'edgenes/benchmark.py'),
+                                   'edgenes.benchmark.small_steps': ('benchmark.html#small_steps', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.textbook': ('benchmark.html#textbook', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.timed_steps': ('benchmark.html#timed_steps', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.two_threads': ('benchmark.html#two_threads', 'edgenes/benchmark.py'),

@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 # %% auto #0
-__all__ = ['LIMITS', 'QUIET', 'PAGES', 'textbook', 'problem', 'our_step', 'plain_copy', 'plain_step', 'differences', 'in_double',
-           'check', 'in_turns', 'row', 'Launches', 'launches', 'peak_bytes', 'memory', 'operations', 'quick',
-           'PlainNetwork', 'retraining_seconds', 'retraining', 'augmentation', 'timed_steps', 'two_threads',
-           'processes', 'selection', 'whole', 'machine', 'Clock', 'growth', 'roofline']
+__all__ = ['LIMITS', 'QUIET', 'PAGES', 'PROFILE_SIZES', 'textbook', 'problem', 'our_step', 'plain_copy', 'plain_step',
+           'differences', 'in_double', 'check', 'in_turns', 'row', 'Launches', 'launches', 'peak_bytes', 'memory',
+           'operations', 'quick', 'small_steps', 'PlainNetwork', 'retraining_seconds', 'retraining', 'augmentation',
+           'timed_steps', 'two_threads', 'processes', 'selection', 'whole', 'machine', 'Clock', 'growth', 'roofline']
 
 # %% ../nbs/20_benchmark.ipynb #cf37004
 import edgenes.operations
@@ -219,6 +219,18 @@ def quick(repeats: int = 2) -> tuple[list[dict[str, Any]], dict[str, float]]:
     return [row("faithful step, 1 thread", times["faithful"], times["plain"]), row("sampled step, 1 thread", times["sampled"], times["plain"]),
             memory(), operations()], gaps
 
+PROFILE_SIZES = {"cpu": {"batch": 16, "size": 16, "channels": 8}, "demo": {"batch": 32, "size": 8, "channels": 4, "classes": 10}}
+
+def small_steps(repeats: int = 5) -> list[dict[str, Any]]:
+    "The faithful step at the sizes of the short profiles, one thread."
+    rows = []
+    for name, sizes in PROFILE_SIZES.items():
+        b, batch = problem(**sizes)
+        p = plain_copy(b)
+        times = in_turns({"plain": partial(plain_step, p, batch), "ours": partial(our_step, b, batch)}, repeats, {"ours": 3})
+        rows.append(row(f"faithful step at the size of the profile {name}, 1 thread", times["ours"], times["plain"]))
+    return rows
+
 
 # %% ../nbs/20_benchmark.ipynb #cf37025
 class PlainNetwork(DiscreteNetwork):
@@ -329,8 +341,8 @@ def selection(candidates: int = 20, members: int = 5, images: int = 5000, classe
 def whole(repeats: int = 5) -> tuple[list[dict[str, Any]], dict[str, float]]:
     "All rows of the table."
     rows, gaps = quick(repeats)
-    pipeline = processes("searches of the profile cpu", 60, batch=16, size=16, channels=8)
-    return [*rows, two_threads(repeats), retraining(), augmentation(), processes(), pipeline, selection()], gaps
+    pipeline = processes("searches of the profile cpu", 60, **PROFILE_SIZES["cpu"])
+    return [*rows, *small_steps(), two_threads(repeats), retraining(), augmentation(), processes(), pipeline, selection()], gaps
 
 def machine() -> dict[str, Any]:
     "What a benchmark's figures belong to."
