@@ -21,6 +21,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'edgenes/benchmark.py'),
                                    'edgenes.benchmark._child': ('benchmark.html#_child', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark._discrete': ('benchmark.html#_discrete', 'edgenes/benchmark.py'),
+                                   'edgenes.benchmark._flops': ('benchmark.html#_flops', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark._retrain_step': ('benchmark.html#_retrain_step', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark._status': ('benchmark.html#_status', 'edgenes/benchmark.py'),
                                    'edgenes.benchmark.augmentation': ('benchmark.html#augmentation', 'edgenes/benchmark.py'),
