@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from .core import read_json, require, write_atomic
 
@@ -54,13 +55,16 @@ def predict(ensemble: Saved,
             device: Device = "auto",
             ) -> None:
     "Writes a CSV with label, probability and uncertainty (nats) of every picture."
+    import numpy as np
+
     from edgenes.data import SUFFIXES, read_pictures
     from edgenes.estimator import EdgeNES
     from edgenes.metrics import uncertainty
     files = [f for p in pictures for f in (sorted(q for q in p.rglob("*") if q.suffix.lower() in SUFFIXES) if os.path.isdir(p) else [p])]
     require(files, f"{pictures[0]} holds no picture ({' '.join(SUFFIXES)}): name pictures, or a folder of them")
     m, text = EdgeNES.load(ensemble, device), io.StringIO()
-    probs = m.member_proba(read_pictures(files))
+    parts = [files[i:i + 256] for i in range(0, len(files), 256)]  # so many are in memory at a time
+    probs = np.concatenate([m.member_proba(read_pictures(part)) for part in tqdm(parts, disable=None, leave=False, unit_scale=256, unit=" pictures")], 1)
     mean, writer = probs.mean(0), csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "label", "probability", "total_nats", "aleatoric_nats", "epistemic_nats"])
     for file, row, *parts in zip(files, mean, *uncertainty(probs)):
@@ -109,7 +113,6 @@ def export(ensemble: Saved,
            ) -> None:
     "Writes the whole ensemble as one torch.export file, checked against the model: float images in [0, 1] to probabilities."
     from edgenes.estimator import EdgeNES
-    require(out.suffix == ".pt2", f"cannot write {out}: give a name that ends in .pt2")
     typer.echo(f"wrote {EdgeNES.load(ensemble, 'cpu', verbose=0).export(out)}; torch.export.load(\"{out.name}\").module() runs it")
 
 # %% ../nbs/24_app.ipynb #0a87012

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
 
 # %% auto #0
 __all__ = ['LIMITS', 'QUIET', 'PAGES', 'PROFILE_SIZES', 'textbook', 'problem', 'our_step', 'plain_copy', 'plain_step',
@@ -341,8 +342,12 @@ def selection(candidates: int = 20, members: int = 5, images: int = 5000, classe
 def whole(repeats: int = 5) -> tuple[list[dict[str, Any]], dict[str, float]]:
     "All rows of the table."
     rows, gaps = quick(repeats)
-    pipeline = processes("searches of the profile cpu", 60, **PROFILE_SIZES["cpu"])
-    return [*rows, *small_steps(), two_threads(repeats), retraining(), augmentation(), processes(), pipeline, selection()], gaps
+    pipeline = partial(processes, "searches of the profile cpu", 60, **PROFILE_SIZES["cpu"])
+    jobs: list[Callable[[], Any]] = [small_steps, partial(two_threads, repeats), retraining, augmentation, processes, pipeline, selection]
+    for job in tqdm(jobs, "benchmark", disable=None, leave=False):
+        found = job()
+        rows += found if isinstance(found, list) else [found]
+    return rows, gaps
 
 def machine() -> dict[str, Any]:
     "What a benchmark's figures belong to."

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import __version__
 from .app import register
 from .core import EdgenesError, require, short, write_atomic
 from .pipeline import Reader, cores, lacking
@@ -22,13 +23,21 @@ from .profiles import get_profile, open_shop, project_root
 from .records import Records
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'run', 'report', 'bench', 'missing', 'status', 'scaling', 'seed_list',
-           'experiments_of', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'options', 'run', 'report', 'bench', 'missing', 'status', 'scaling',
+           'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
 
-# %% ../nbs/19_cli.ipynb #5e51004
+# %% ../nbs/19_cli.ipynb #5e51003b
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
 
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False) -> None:
+    if not version: return
+    typer.echo(f"edgenes {__version__}")
+    raise typer.Exit
+
+
+# %% ../nbs/19_cli.ipynb #5e51004
 ProfileName = Annotated[str, typer.Argument(help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), paper (one GPU), or smoke (a test)")]
 Results = Annotated[Path | None, typer.Option(help="results folder; default: results/PROFILE")]
 
@@ -122,11 +131,12 @@ def experiments_of(names: str | None) -> dict[str, Any]:
 
 def show(folder: Path) -> None:
     "Builds tables and figures and prints what they say."
-    from edgenes.report import build, published_figures, statements
+    from edgenes.report import build, published_figures, results, statements
     require(folder.is_dir(), f"{folder} does not exist: run the profile first")
     published = published_figures(project_root())
-    files = build(folder, published)
-    for line in statements(Records(folder), published): typer.echo(line)
+    found = results(Records(folder), published)
+    files = build(folder, published, found)
+    for line in statements(found): typer.echo(line)
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
 # %% ../nbs/19_cli.ipynb #5e51012

@@ -158,7 +158,7 @@ class Kept(Judged):
         return load_ensemble(cls, Path(folder), device, verbose)
 
     def export(self, path: str | Path) -> Path:
-        "Writes the ensemble as one `torch.export` file: float images in [0, 1] (any N, C, H, W) to probabilities (N, K)."
+        "Writes the ensemble as one `torch.export` file, a name that ends in .pt2: float images in [0, 1] (any N, C, H, W) to probabilities (N, K)."
         return export_ensemble(self, Path(path))
 
 # %% ../nbs/23_estimator.ipynb #6332022
@@ -208,6 +208,12 @@ class EdgeNES(Kept, Parameters):
         small, val = shrunk(data, profile.downscale).to(where), data.val.to(where)
         with Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
         return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        "Share of right labels on images and labels, or on the test set at a path."
+        if not isinstance(X, (str, Path)): return super().score(X, y, sample_weight)
+        require(sample_weight is None, f"{X} is a path, whose images have no weights: give arrays, or leave sample_weight out")
+        return self.evaluate(X, y)["accuracy_percent"] / 100
 
     def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:
         self.classes_, self.image_shape_, self.n_features_in_ = classes, shape, math.prod(shape)
@@ -354,6 +360,7 @@ def load_ensemble(kind: Any, folder: Path, device: str, verbose: int) -> Any:
 # %% ../nbs/23_estimator.ipynb #6332034
 def export_ensemble(m: Any, path: Path) -> Path:
     "Traces the ensemble, reads the file back, compares it with `predict_proba` on random pixels, and only then writes it."
+    require(path.suffix == ".pt2", f"cannot write {path}: give a name that ends in .pt2, torch.export's own")
     check_is_fitted(m, "members_")
     h, w, c = m.image_shape_
     pixels, buffer = torch.randint(256, (5, c, h, w), dtype=torch.uint8, generator=stream("export")), io.BytesIO()

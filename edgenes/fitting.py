@@ -85,8 +85,8 @@ class OutOfTime(Exception):
 class Watch:
     "The checkpoint (in memory) and the progress of one training."
     def __init__(self, deadline: float = math.inf,  # of `time.perf_counter`
-                 bar: Any = None, share: float = 0.0):  # a tqdm bar and what the whole training adds to it
-        self.deadline, self.bar, self.share, self.times = deadline, bar, share, [time.perf_counter()]
+                 advance: Callable[[float], None] | None = None, cost: float = 0.0):  # moves a bar, and by how much in the whole training
+        self.deadline, self.advance, self.cost, self.times = deadline, advance, cost, [time.perf_counter()]
         self.state: dict[str, Any] | None = None
 
     def load(self) -> dict[str, Any] | None: return self.state
@@ -95,7 +95,7 @@ class Watch:
 
     def __call__(self, done: int, epochs: int) -> None:
         self.times.append(time.perf_counter())
-        if self.bar is not None: self.bar.update(self.share / epochs)
+        if self.advance is not None: self.advance(self.cost / epochs)
         if done < epochs and 2 * self.times[-1] - self.times[-2] > self.deadline: raise OutOfTime
 
     @property
@@ -188,7 +188,8 @@ class Run:
         self.data, self.profile, self.seed, self.seconds, self.verbose, self.val = data, profile, seed, seconds, verbose, val or data.val
         self.start = time.perf_counter() if start is None else start
         self.spent: dict[str, dict[str, Any]] = {}
-        self.bar = tqdm(total=1.0, disable=not verbose, bar_format="{desc}{percentage:3.0f}% [{elapsed}<{remaining}]")
+        left = "{remaining} left" if seconds is None else f"of {tqdm.format_interval(seconds)}"
+        self.bar = tqdm(total=seconds or 1.0, disable=not verbose, bar_format=f"{{desc}}{{percentage:3.0f}}% [{{elapsed}} {left}]")
 
     def __enter__(self) -> Run: return self
 
@@ -200,8 +201,12 @@ class Run:
 
     def next(self, name: str, *ahead: float) -> None:
         "Names what is done now; `ahead`: rough costs from here to the end."
-        self.bar.total = self.bar.n + sum(ahead)
+        if self.seconds is None: self.bar.total = self.bar.n + sum(ahead)
         self.bar.set_description(name)
+
+    def advance(self, cost: float) -> None:
+        "Moves the bar: within a time budget by the seconds that are gone, otherwise by what was done."
+        self.bar.update(cost if self.seconds is None else min(self.seconds, time.perf_counter() - self.start) - self.bar.n)
 
     def note(self, name: str, start: float, **what: Any) -> None:
         self.spent[name] = what | {"seconds": round(time.perf_counter() - start, 3)}
@@ -210,7 +215,7 @@ class Run:
 # %% ../nbs/22_fitting.ipynb #dd47026
 def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, cost: float, optimum: Genotype | None = None) -> tuple[Any, float]:
     "A search, or the training of the hypernetwork; returns its result and the seconds of a step."
-    each, watch = steps_a_pass(settings, run.data), Watch(deadline, run.bar, cost)
+    each, watch = steps_a_pass(settings, run.data), Watch(deadline, run.advance, cost)
     found = watched(lambda s, w: search(run.data, run.profile.space, s, run.seed, optimum, checkpoint=w, progress=w), settings, watch)
     run.note(name, watch.times[0], epochs=len(found.log), steps=len(found.log) * each, images=settings.images or len(run.data.train))
     return found, watch.epoch_seconds / each
@@ -222,7 +227,7 @@ def train_candidate(run: Run, data: Data, settings: RetrainSettings, member: Mem
                     ) -> tuple[DiscreteNetwork, int]:  # the network, and its passes
     "One candidate. Within seconds, its first pass is timed, and as many follow as fit."
     (genotype, seed), begun = member, time.perf_counter()
-    watch = Watch(begun + 1.1 * seconds, run.bar, cost)
+    watch = Watch(begun + 1.1 * seconds, run.advance, cost)
     if seconds < math.inf:
         retrain(data, genotype, replace(settings, epochs=1), seed, watch)
         watch.times.append(time.perf_counter())

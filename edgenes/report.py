@@ -18,6 +18,7 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import edgenes.experiments
 from .core import EdgenesError, read_json, require, write_atomic, write_json
@@ -114,7 +115,7 @@ def published_figures(root: Path) -> dict[str, Any]:
 def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     "The results of every experiment that has records. `EdgenesError` where none has."
     found = {}
-    for name in EXPERIMENTS:
+    for name in tqdm(EXPERIMENTS, "tables and figures", disable=None, leave=False):
         try: result = experiment(name).result(records, published)
         except EdgenesError: raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # records that are sealed and of good form, and do not fit each other
@@ -127,11 +128,12 @@ def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
 # %% ../nbs/18_report.ipynb #aaa8016
 def build(folder: str | Path,                         # results folder of a profile
           published: dict[str, Any] | None = None,    # content of published.json
+          found: dict[str, Result] | None = None,     # what `results` makes of them; None: it is made here
           ) -> list[Path]:
     "Rebuilds all tables, figures and report.html from the records of a folder; no data are needed. A table or figure that no record supports any more is removed."
     records = Records(folder)
     for path in records.paths(): records.read(path)  # also those that no table reads: an edited one stops the report
-    found = results(records, published or {})
+    found = results(records, published or {}) if found is None else found
     made = [path for result in found.values() for path in save(records, result)]
     kept = {path.stem for path in made}
     for kind in ("tables", "figures"):
@@ -173,6 +175,7 @@ def _html(records: Records, found: dict[str, Result]) -> str:
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
             f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 
-def statements(records: Records, published: dict[str, Any] | None = None) -> list[str]:
+def statements(found: dict[str, Result]) -> list[str]:
     "What the records say, in sentences computed from them, in the order of the experiments."
-    return [line for result in results(records, published or {}).values() for line in result.said]
+    return [line for result in found.values() for line in result.said]
+
