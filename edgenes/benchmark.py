@@ -262,10 +262,12 @@ def _discrete(seed: int, plain: bool) -> nn.Module:
 def retraining_seconds(plain: bool, genotypes: int, steps: int, batch: int, size: int) -> float:
     "A retraining step as it runs by itself, on one thread: medians, summed over the genotypes."
     if not plain: keep_memory()  # as the pipeline does
-    x, y, total = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last), torch.randint(100, (batch,)), 0.0
+    x, y, total = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.contiguous_format
+                                                               if plain else torch.channels_last), torch.randint(100, (batch,)), 0.0
     for seed in range(genotypes):
         net = _discrete(seed, plain)
-        total += statistics.median(in_turns({"": partial(_retrain_step, net, torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4), x, y)}, steps)[""])
+        total += statistics.median(in_turns({"": partial(_retrain_step, net,
+                                                         torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4), x, y)}, steps)[""])
     return total
 
 def retraining(genotypes: int = 6, repeats: int = 3, steps: int = 5, batch: int = 96, size: int = 32) -> dict[str, Any]:
@@ -412,4 +414,5 @@ def roofline(repeats: int = 3, **sizes: Any) -> tuple[dict[str, float], list[dic
     figures["seconds_memory"] = gigabytes / figures["copy_gigabytes_a_second"]
     figures["fraction_of_bound"] = max(figures["seconds_arithmetic"], figures["seconds_memory"]) / seconds
     total = sum(clock.seconds.values())
-    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9} for k, v in sorted(clock.seconds.items(), key=lambda item: -item[1])]
+    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9} for k,
+                     v in sorted(clock.seconds.items(), key=lambda item: -item[1])]

@@ -50,7 +50,8 @@ def run(profile: ProfileName = "demo",
         results: Results = None,
         experiments: Annotated[str | None, typer.Option(help="which, separated by commas; default: all")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12")] = None,
-        accelerate: Annotated[bool, typer.Option("--accelerate", help="compiled networks; on a GPU also bf16 and CUDA graphs: other rounding, so runs of their own")] = False,
+        accelerate: Annotated[bool, typer.Option("--accelerate",
+                                                 help="compiled networks; on a GPU also bf16 and CUDA graphs: other rounding, so runs of their own")] = False,
         notebooks: Annotated[bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")] = True,
         tables: Annotated[bool, typer.Option(help="build tables, figures and report afterwards")] = True,
         ) -> None:
@@ -63,7 +64,8 @@ def run(profile: ProfileName = "demo",
     plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
     run_pipeline(shop, plans, workers=workers)
     if tables: show(Path(shop.results))
-    if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes}, Path(shop.results), data, workers)
+    if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes},
+                                    Path(shop.results), data, workers)
 
 # %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
@@ -90,7 +92,8 @@ def missing(profile: str, results: Path | None = None, seeds: str | None = None,
     "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
     chosen = get_profile(profile)
     shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
-    return lacking(shop, {(name, seed): module.plans(shop, seed) for name, module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
+    return lacking(shop, {(name, seed): module.plans(shop, seed) for name,
+                          module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
 
 @app.command(epilog="Example: edgenes status cpu --seeds 3")
 def status(profile: ProfileName = "demo",
@@ -158,7 +161,8 @@ def _execute(notebook: Path, parameters: dict[str, Any], folder: Path) -> None:
                                        extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
             content = Path(f"{made}/x.ipynb").read_bytes()
     except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
-    except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use --no-notebooks") from error  # a kernel that died is a RuntimeError
+    except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use "
+                                                                f"--no-notebooks") from error  # a kernel that died is a RuntimeError
     write_atomic(folder / "notebooks" / notebook.name, content)
 
 

@@ -33,7 +33,8 @@ class Split:
     labels: torch.Tensor  # (N,), int64
 
     def __post_init__(self) -> None:
-        require(self.images.ndim == 4 and self.images.dtype == torch.uint8, f"images must be uint8 N x C x H x W, not {self.images.dtype} {tuple(self.images.shape)}")
+        require(self.images.ndim == 4 and self.images.dtype == torch.uint8,
+                f"images must be uint8 N x C x H x W, not {self.images.dtype} {tuple(self.images.shape)}")
         require(self.labels.shape == self.images.shape[:1] and self.labels.dtype == torch.int64,
                 f"{len(self.images)} images need as many int64 labels, not {self.labels.dtype} {tuple(self.labels.shape)}")
 
@@ -62,7 +63,8 @@ def _stratified(labels: np.ndarray,  # (N,)
     except ValueError: parts = [[], []]
     small = f"the smallest, class {classes[sizes.argmin()]}, has {sizes.min()}"
     require(all(len(np.unique(labels[np.asarray(part, int)])) == len(classes) for part in parts),
-            f"{name}={count} of {total} images cannot be split with each of {len(classes)} classes on both sides ({small}): use another number, or larger classes")
+            f"{name}={count} of {total} images cannot be split with each of {len(classes)} classes on both sides ({small}): use another "
+            f"number, or larger classes")
     return np.sort(parts[0]), np.sort(parts[1])
 
 # %% ../nbs/01_data.ipynb #30a7010
@@ -101,7 +103,8 @@ def downscale_images(images: torch.Tensor,  # (N, C, H, W), uint8
                      ) -> torch.Tensor:     # (N, C, H/k, W/k), uint8
     "Averages blocks of k x k pixels, rounded half up. `EdgenesError` when the result has no even height and width (cells halve them)."
     k, (n, c, h, w) = whole(factor, "downscale"), images.shape
-    require(h % (2 * k) == 0 == w % (2 * k), f"images are {h} x {w} pixels: with downscale={k}, height and width must be multiples of {2 * k} (networks halve them); "
+    require(h % (2 * k) == 0 == w % (2 * k), f"images are {h} x {w} pixels: with downscale={k}, height and width must be multiples of "
+                                             f"{2 * k} (networks halve them); "
             "resize or pad the images, or use another downscale")
     if k == 1: return images
     total = images.reshape(n, c, h // k, k, w // k, k).sum((3, 5), dtype=torch.int32)
@@ -148,7 +151,8 @@ def assemble(name: str, class_names: tuple[str, ...], splits: dict[str, Split], 
 # %% ../nbs/01_data.ipynb #30a7017
 def shrunk(data: Data, factor: int) -> Data:
     "The data with means of so many pixels square in the place of pixels."
-    return data if factor == 1 else assemble(data.name, data.class_names, {name: getattr(data, name) for name in ("train", "val", "test")}, {k: np.array(v) for k, v in data.indices.items()}, factor)
+    return data if factor == 1 else assemble(data.name, data.class_names, {name: getattr(data, name) for name in ("train", "val", "test")},
+                                             {k: np.array(v) for k, v in data.indices.items()}, factor)
 
 # %% ../nbs/01_data.ipynb #30a7020
 def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
@@ -159,11 +163,14 @@ def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
     "Checked arrays as a `Split`."
     if images.dtype != np.uint8:
         nan = " with NaN" if images.dtype.kind == "f" and np.isnan(images).any() else ""
-        raise EdgenesError(f"{where}: images are {images.dtype}{nan}, not uint8: store pixels as whole numbers 0..255, (255 * x).round().astype('uint8') for x in [0, 1]")
-    require(images.ndim in (3, 4) and images.size > 0, f"{where}: images have shape {images.shape}: store N x H x W x C (or N x H x W when grey), none of them 0")
+        raise EdgenesError(f"{where}: images are {images.dtype}{nan}, not uint8: store pixels as whole numbers 0..255, (255 * "
+                           f"x).round().astype('uint8') for x in [0, 1]")
+    require(images.ndim in (3, 4) and images.size > 0,
+            f"{where}: images have shape {images.shape}: store N x H x W x C (or N x H x W when grey), none of them 0")
     require(labels.ndim == 1 and labels.dtype.kind in "iu", f"{where}: labels are {labels.dtype} of shape {labels.shape}: store one whole number an image")
     require(len(images) == len(labels), f"{where}: {len(images)} images but {len(labels)} labels: store one label an image")
-    require(0 <= labels.min() and labels.max() < classes, f"{where}: labels run from {labels.min()} to {labels.max()}, but {classes} class names allow 0..{classes - 1}: correct the labels or the names")
+    require(0 <= labels.min() and labels.max() < classes,
+            f"{where}: labels run from {labels.min()} to {labels.max()}, but {classes} class names allow 0..{classes - 1}: correct the labels or the names")
     missing = np.setdiff1d(np.arange(classes), labels)
     require(len(missing) == 0, f"{where}: class {missing[:1]} has no image: add images, or leave the class out")
     images = images[..., None] if images.ndim == 3 else images
@@ -225,7 +232,8 @@ def read_pictures(files: list[Path]) -> np.ndarray:  # (N, H, W) when grey, or (
 def read_classes(*folders: Path) -> tuple[tuple[str, ...], list[Split]]:
     "Class names, and the pictures of every folder, which holds one folder a class. `EdgenesError` names the picture or the class that does not fit."
     try: found = [{p.name: sorted(p.iterdir()) for p in folder.iterdir() if os.path.isdir(p) and not p.name.startswith(".")} for folder in folders]
-    except OSError as error: raise EdgenesError(f"cannot read {error.filename or folders[0]} ({error.strerror or error}): give folders that can be read") from error
+    except OSError as error: raise EdgenesError(f"cannot read {error.filename or folders[0]} ({error.strerror or error}): give folders "
+                                                f"that can be read") from error
     names = [sorted(part) for part in found]
     require(names[0], f"{folders[0]} has no class folder: it needs one or more")
     odd = sorted(set(names[0]) ^ set(names[-1]))
@@ -255,13 +263,15 @@ def _published(path: Path, md5: str) -> dict[str, Any]:
 def read_torchvision(path: Path) -> Source:
     "CIFAR-100 from `path/cifar-100-python`, downloaded when absent. `EdgenesError` when there is neither a sound copy nor a network."
     from torchvision.datasets import CIFAR100, utils
-    files = [(path / CIFAR100.base_folder / name, md5) for name, md5 in (*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"]))]
+    files = [(path / CIFAR100.base_folder / name, md5) for name,
+             md5 in (*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"]))]
     try:
         if not all(utils.check_integrity(str(file), md5) for file, md5 in files):
             utils.download_and_extract_archive(CIFAR100.url, str(path), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
         *sets, meta = (_published(file, md5) for file, md5 in files)
     except Exception as error:
-        raise EdgenesError(f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded ({type(error).__name__}: {error}): put an .npz file, train/ and test/ folders of pictures, or cifar-100-python there, or use the digits") from error
+        raise EdgenesError(f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded ({type(error).__name__}: {error}): put "
+                           f"an .npz file, train/ and test/ folders of pictures, or cifar-100-python there, or use the digits") from error
     names = tuple(meta["fine_label_names"])
     train, test = (checked_split(s["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(s["fine_labels"]), len(names), f"{part} of CIFAR-100")
                    for s, part in zip(sets, ("train", "test")))
@@ -312,7 +322,8 @@ def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the p
         names: tuple[str, ...] = tuple(map(str, range(10)))
         train = checked_split((bunch.images * 255 / 16).round().astype(np.uint8), bunch.target, 10, "digits")  # 17 grey levels
     elif source == "cifar100":
-        require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (torchvision's folder of CIFAR-100, which is downloaded there if it is empty, or an .npz file), or use the digits")
+        require(folder, "cifar100 needs a folder: set EDGENES_DATA to it (torchvision's folder of CIFAR-100, which is downloaded there if "
+                        "it is empty, or an .npz file), or use the digits")
         names, train, test = read_source(Path(str(folder)), download=True)
     else:
         require(os.path.exists(str(source)), f"unknown data source {str(source)!r}: use digits, cifar100, or the path of an .npz file or a folder that exists")

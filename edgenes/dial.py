@@ -36,7 +36,8 @@ def positions(records: Records,
     cells, retrained = {lam: h.sample(lam) for lam in lams}, [lam for lam in lams if len(measured) and lam in measured.index]
     def entry(lam: float) -> dict[str, Any]:
         at = min((x for x in retrained if cells[x] == cells[lam]), key=lambda x: abs(x - lam), default=None)  # one architecture serves a range of lambdas
-        return {"lambda": lam, "genotype": cells[lam], "optimum": optimum, "shared": cells[lam].shared_edges(optimum), "accuracy": None if at is None else measured[at], "measured_at": at}
+        return {"lambda": lam, "genotype": cells[lam], "optimum": optimum, "shared": cells[lam].shared_edges(optimum),
+                "accuracy": None if at is None else measured[at], "measured_at": at}
     return [entry(lam) for lam in lams]
 
 # %% ../nbs/21_dial.ipynb #e109015
@@ -62,14 +63,17 @@ _STYLE = ("body{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:
 def _edges(place: dict[str, Any]) -> str:
     "The edges of a position in words, those of the optimum in bold: what the picture shows, on any screen."
     common = set(place["optimum"].edges)
-    return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name) for edge, name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
+    return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name) for edge,
+                     name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
 
 def page(places: list[dict[str, Any]]) -> str:
     "The dial as one HTML file: a range input, a picture and a line a position; works by mouse, touch and keyboard. Without scripts it shows every position."
     first: dict[Any, dict[str, Any]] = {}
     for place in places: first.setdefault(place["genotype"], place)
     names = list(first)
-    views = "".join(f"<figure id='cell{i}'><div class='cell' role='img' tabindex='0' aria-label='{html.escape(str(g), True)}'>{picture(p)}</div><figcaption>Edges: {_edges(p)}. In bold: shared with alpha*.</figcaption></figure>"
+    views = "".join(f"<figure id='cell{i}'><div class='cell' role='img' tabindex='0' "
+                    f"aria-label='{html.escape(str(g), True)}'>{picture(p)}</div><figcaption>Edges: {_edges(p)}. In bold: shared with "
+                    f"alpha*.</figcaption></figure>"
                     for i, (g, p) in enumerate(first.items()))
     state = json.dumps([[names.index(p["genotype"]), caption(p)] for p in places]).replace("</", "<\\/")
     return f"""<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>EdgeNES: the dial</title>

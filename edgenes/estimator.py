@@ -55,7 +55,8 @@ def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/23_estimator.ipynb #6332007
 def to_split(images: Any, codes: np.ndarray | None, classes: int, where: str) -> Split:
     "Images (N, H, W, C) or (N, H, W) as a checked `Split`; without codes, as one for prediction."
-    require(not isinstance(images, (str, Path)), f"{images} is a path, which only fit and evaluate take: give an array of images, or use the command `edgenes predict`")
+    require(not isinstance(images, (str, Path)), f"{images} is a path, which only fit and evaluate take: give an array of images, or use "
+                                                 f"the command `edgenes predict`")
     try: pixels = np.asarray(images)
     except (ValueError, TypeError) as error: raise EdgenesError(f"{where}: images are not one array ({error}): give uint8 N x H x W x C") from error
     return checked_split(pixels, np.zeros(pixels.shape[:1], np.int64) if codes is None else codes, classes, where)
@@ -70,7 +71,8 @@ def labelled(images: Any,       # (N, H, W, C) or (N, H, W), uint8; or the path 
         names, split = read_part(Path(images), part)
         classes, codes = encode(np.array(names)[split.labels])
         return replace(split, labels=torch.from_numpy(codes)), classes
-    require(labels is not None, "labels are missing (fit requires y to be passed, but the target y is None): give one an image, or the path of a folder with one folder of pictures a class")
+    require(labels is not None, "labels are missing (fit requires y to be passed, but the target y is None): give one an image, or the "
+                                "path of a folder with one folder of pictures a class")
     classes, codes = encode(labels)
     return to_split(images, codes, len(classes), part), classes
 
@@ -80,12 +82,14 @@ def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
     split, classes = labelled(images, labels, "train")
     codes, n, sizes = split.labels.numpy(), len(split), np.bincount(split.labels)
     rare, least = int(sizes.min()), 3 if len(sizes) > 1 else 5  # one for validation and one for each half of the search, whose batches need two images
-    require(rare >= least, f"class {classes[sizes.argmin()]} has {rare} images: give at least {least} of each class" + (", or leave it out" if len(sizes) > 1 else ""))
+    require(rare >= least, f"class {classes[sizes.argmin()]} has {rare} images: give at least {least} of each class"
+            + (", or leave it out" if len(sizes) > 1 else ""))
     index = draw_splits(codes, codes, val_images=min(math.ceil(n / min(5, rare)), max(5000, math.ceil(n / rare))), seed=seed) | {"test": np.arange(0)}
     return assemble("images", tuple(map(str, classes)), {k: split.take(v) for k, v in index.items()}, index), classes
 
 # %% ../nbs/23_estimator.ipynb #6332014
-HIGHEST = {"members": 1000, "candidates": 10_000, "search_steps": 10**7, "epochs": 10**6, "downscale": 10_000}  # beyond any fit, and small enough for every sum that is made of them
+HIGHEST = {"members": 1000, "candidates": 10_000, "search_steps": 10**7, "epochs": 10**6,
+           "downscale": 10_000}  # beyond any fit, and small enough for every sum that is made of them
 
 def check_settings(m: Any) -> None:
     "`EdgenesError` for a parameter that `fit` cannot use."
@@ -95,7 +99,8 @@ def check_settings(m: Any) -> None:
     for name, known in (("criterion", ("nll", "accuracy")), ("relaxation", ("sampled", "faithful"))):
         require(isinstance(value := getattr(m, name), str) and value in known, f"{name} is {short(value)}: use {' or '.join(known)}")
     seconds = m.time_budget
-    require(seconds is None or isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool) and 0 < seconds <= 10**9, f"time_budget is {short(seconds)}: give seconds, at most 10^9, or None")
+    require(seconds is None or isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
+            and 0 < seconds <= 10**9, f"time_budget is {short(seconds)}: give seconds, at most 10^9, or None")
 
 # %% ../nbs/23_estimator.ipynb #6332016
 class Answers:
@@ -109,7 +114,8 @@ class Answers:
         check_is_fitted(self, "members_")
         split = to_split(X, None, 1, "predict")
         found, known = ((*split.images.shape[2:], split.images.shape[1]), self.image_shape_)
-        require(found == known, f"images are {' x '.join(map(str, found))} (H x W x C), the ensemble was fitted on {' x '.join(map(str, known))}: resize or convert them")
+        require(found == known, f"images are {' x '.join(map(str, found))} (H x W x C), the ensemble was fitted on "
+                                f"{' x '.join(map(str, known))}: resize or convert them")
         images = split.to(self.members_[0].mean.device)
         return torch.stack([predict(member, images, Pixels()) for member in self.members_]).numpy()
 
@@ -249,11 +255,14 @@ def card(m: Any) -> str:
     spent = [(k, s.get("candidates", 1), s["epochs"], s.get("steps", ""), s["images"], s["seconds"]) for k, s in r["spent"].items()]
     keys = ("lambda", "shared", "accuracy_percent", "nll_nats")
     rows = [(j, *(x[k] for k in keys), "yes" if j in r["chosen"] else "") for j, x in enumerate(r["candidates"])]
-    parts = [f"# Ensemble of {len(m.members_)} searched networks", f"Written by edgenes {__version__}: EdgeNES, seed {m.seed}, {m.relaxation} search, {budget}.",
-             "## Data", f"{r['images']['train']} training and {r['images']['val']} validation images of {h} x {w} x {c} (height, width, channels); {len(m.classes_)} classes: {names}."
+    parts = [f"# Ensemble of {len(m.members_)} searched networks",
+             f"Written by edgenes {__version__}: EdgeNES, seed {m.seed}, {m.relaxation} search, {budget}.",
+             "## Data", f"{r['images']['train']} training and {r['images']['val']} validation images of {h} x {w} x {c} (height, width, "
+                        f"channels); {len(m.classes_)} classes: {names}."
              + (f" The networks see means of {k} x {k} pixels." if (k := r.get("downscale", 1)) > 1 else ""),
              "## What was done", table(("phase", "networks", "passes", "steps", "images", "seconds"), spent),
-             f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was chosen ({plain(r['rule'])}).",
+             f"{len(r['candidates'])} of {m.candidates} candidates were retrained; the ensemble with the best validation {m.criterion} was "
+             f"chosen ({plain(r['rule'])}).",
              *([f"**Note**: {plain(note)}." for note in r.get("notes", ())]),
              "## On the validation images", "The ensemble was chosen on these images, which makes it look better than it is: measure it on images of your own.",
              table(("metric", "value"), r["validation"].items()), "## Candidates", table(("candidate", *keys, "chosen"), rows),
@@ -311,12 +320,15 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     path, remedy = folder / "ensemble.json", "restore it, or save the ensemble again"
     require(os.path.isfile(path), f"{path} is missing: give the folder that EdgeNES.save wrote, or {remedy}")
     manifest = read_json(path)
-    require(isinstance(manifest, dict) and manifest.get("format") == FORMAT, f"{path} is not of format {FORMAT}: use the version of edgenes that wrote it, or {remedy}")
+    require(isinstance(manifest, dict) and manifest.get("format") == FORMAT,
+            f"{path} is not of format {FORMAT}: use the version of edgenes that wrote it, or {remedy}")
     try: sound = content_hash({k: v for k, v in manifest.items() if k != "hash"}) == manifest.get("hash")
     except ValueError: sound = False
     listed = manifest.get("files")
-    expected = isinstance(listed, dict) and set(listed) == {"weights.safetensors", "optimum.json", *(f"member-{i}.json" for i in range(len(listed) - 2))}  # nothing outside the folder
-    require(sound and expected and all(isinstance(d, str) and re.fullmatch("[0-9a-f]{64}", d) for d in listed.values()), f"{path} was changed after it was written: {remedy}")
+    expected = isinstance(listed, dict) and set(listed) == {"weights.safetensors", "optimum.json",
+                                                            *(f"member-{i}.json" for i in range(len(listed) - 2))}  # nothing outside the folder
+    require(sound and expected and all(isinstance(d, str) and re.fullmatch("[0-9a-f]{64}", d) for d in listed.values()),
+            f"{path} was changed after it was written: {remedy}")
     found = {}
     for name, digest in listed.items():
         place = next((p for p in (staged(folder, name, digest), folder / name) if os.path.isfile(p)), None)  # a pipe would wait for ever

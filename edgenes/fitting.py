@@ -76,7 +76,8 @@ def make_profile(data: Data,
     batch = min(96, max(4, n // 16))
     retraining = replace(cpu.retrain, batch_size=batch, epochs=epochs or min(40, max(8, 1200 // (n // batch))), augment=change)
     unused: dict[str, Any] = {"curve_points": 1} | dict.fromkeys(("deep_pool", "free_pool", "screened"), 10_000)  # of experiments, not of a fit
-    return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining, downscale=scale, **unused, **fields)
+    return Profile("fitting", "", search_settings(base, data, seed, steps), search_settings(base, data, seed, 2 * steps), retraining,
+                   downscale=scale, **unused, **fields)
 
 # %% ../nbs/22_fitting.ipynb #dd47010
 class OutOfTime(Exception):
@@ -264,9 +265,11 @@ def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validat
             chosen: Sequence[int], wanted: int, frequent: float, calibration: Sequence[Sequence[float]]) -> list[str]:
     "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work."
     found = []
-    if len(members) < wanted: found.append(f"{len(members)} of {wanted} candidates were retrained, {len(chosen)} of them are members: give more seconds, for more choice")
+    if len(members) < wanted: found.append(f"{len(members)} of {wanted} candidates were retrained, {len(chosen)} of them are members: give "
+                                           f"more seconds, for more choice")
     poor = [j for j in chosen if members[j]["accuracy_percent"] <= frequent < 100]
-    if poor: found.append(f"members {', '.join(map(str, poor))} are no better on validation images than always naming the most frequent class: give more seconds, or fewer candidates")
+    if poor: found.append(f"members {', '.join(map(str, poor))} are no better on validation images than always naming the most frequent "
+                          f"class: give more seconds, or fewer candidates")
     error = sum(abs(lam - shared) for lam, shared in calibration) / len(calibration)
     if error > 1: found.append(f"lambda misses the number of shared edges by {error:.1f} on average: the search was too short for the dial to work")
     return found

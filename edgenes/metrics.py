@@ -35,7 +35,8 @@ def ensemble_metrics(probs: Any,   # (M, N, K) softmax outputs of the members
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error  # here: its import takes seconds
     accuracy = multiclass_accuracy(mean.argmax(1), y, num_classes=kinds, average="micro")
     mean_ece = mean.clamp(max=1 - 2**-24)  # torchmetrics puts a confidence of exactly 1 into a bin of its own: keep it in the last
-    calibration = multiclass_calibration_error(mean_ece if classes > 1 else torch.cat([mean_ece, 0 * mean_ece], 1), y, num_classes=kinds, n_bins=ECE_BINS, norm="l1")
+    calibration = multiclass_calibration_error(mean_ece if classes > 1 else torch.cat([mean_ece, 0 * mean_ece], 1), y, num_classes=kinds,
+                                               n_bins=ECE_BINS, norm="l1")
     return {"members": members, "accuracy_percent": 100 * accuracy.item(),
             "nll_nats": -mean[rows, y].clamp_min(eps).log().mean().item(),
             "brier": (mean - torch.nn.functional.one_hot(y, classes)).square().sum(1).mean().item(),

@@ -254,12 +254,13 @@ class _NormSum(torch.autograd.Function):
         count = len(saved) // 4
         xs, factors, means, deviations = saved[:count], saved[count:2 * count], saved[2 * count::2], saved[2 * count + 1::2]
         wanted = zip(ctx.needs_input_grad[1:], ctx.needs_input_grad[1 + count:])
-        found = [_norm_grad(grad, *term, ctx.k, need) for *term, need in zip(xs, factors, means, deviations, wanted)]
+        found = [_norm_grad(grad, x, factor, mean, deviation, ctx.k, need) for x, factor, mean, deviation, need in zip(xs, factors, means, deviations, wanted)]
         return None, *(dx for dx, _ in found), *(ds for _, ds in found)
 
 
 # %% ../nbs/03_operations.ipynb #3203021d
-def _norm_grad(grad: Tensor, x: Tensor, factor: Tensor, mean: Tensor, deviation: Tensor, k: int, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+def _norm_grad(grad: Tensor, x: Tensor, factor: Tensor, mean: Tensor, deviation: Tensor, k: int,
+               wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
     "The gradients of one term with respect to the tensor and its weights; `deviation` is 1 / sigma."
     flat, pixels = _long(grad, k), _long(x, k)
     _, d_scale, total = torch.ops.aten.native_batch_norm_backward(flat, pixels, None, None, None, mean, deviation, True, EPS, [False, True, True])

@@ -103,7 +103,8 @@ def run(shop: Shop,
         (_run_here if workers == 1 else _run_parallel)(state, workers, told)
         bar.leave = not state.failed  # what is said of a fault stands alone
     for task in state.known: checkpoint_of(task, shop).remove()  # left by a process that was killed between its record and the end of its run
-    if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: " + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
+    if state.failed: raise EdgenesError(f"{len(state.failed)} of the runs failed; the others are finished: "
+                                        + "; ".join(dict.fromkeys(map(str, state.failed.values()))))
 
 # %% ../nbs/17_pipeline.ipynb #7fb9010
 def _run_here(state: Progress, workers: int, told: Callable[..., None]) -> None:
@@ -149,7 +150,8 @@ def _run_parallel(state: Progress, workers: int, told: Callable[..., None]) -> N
             break
         except BrokenProcessPool as error:
             names = ", ".join(f"{t.kind} seed {t.seed}" for t in running.values())
-            if last: raise EdgenesError(f"a worker was killed a second time, during {names}: free memory or use fewer --workers, and start again to go on from here") from error
+            if last: raise EdgenesError(f"a worker was killed a second time, during {names}: free memory or use fewer --workers, and start "
+                                        f"again to go on from here") from error
     told()
 
 # %% ../nbs/17_pipeline.ipynb #7fb9014

@@ -141,7 +141,8 @@ def open_shop(profile: Profile,
     folder = Path(results) if results else project_root() / "results" / profile.name
     source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
     shop = Shop(profile, str(folder), source if profile.source != "digits" else None, device)
-    described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(), "retrain": profile.retrain.described(), "data": shop.data.fingerprint, "seeds": None}
+    described = asdict(profile) | {"darts": profile.darts.described(), "hyper": profile.hyper.described(),
+                                   "retrain": profile.retrain.described(), "data": shop.data.fingerprint, "seeds": None}
     described = {k: list(v) if isinstance(v, tuple) else v for k, v in described.items() if (k, v) != ("operations", OPERATIONS)}
     path = folder / "profile.json"
     if not os.path.exists(path):  # False for a name that cannot be: writing it then says why

@@ -135,16 +135,19 @@ _EDGES = [(str, int, int, str)]
 _POOL = [(_EDGES, int)]
 _SHIFTED = {"corruption": str, "severity": range(1, 5), **dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece"), float)}
 FORMS: dict[str, Any] = {
-    "darts": {"inputs": {"seed": int}, "results": {"genotype": _EDGES, "structure": {"vector": [float]}, "log": [{"genotypes": [_EDGES], "seconds": float}]}, "seconds": {"search": float}},
+    "darts": {"inputs": {"seed": int}, "results": {"genotype": _EDGES, "structure": {"vector": [float]},
+                                                   "log": [{"genotypes": [_EDGES], "seconds": float}]}, "seconds": {"search": float}},
     "hypernetwork": {"inputs": {"seed": int, "settings": {"knots": range(2, 1000), "margin": float}, "space": {}, "optimum": _EDGES},
                      "results": {"structure": {"vectors": [[float]], "segments": [float]},
-                                 "log": [{"epoch": int, "calibration": [(_SHARED, _SHARED)], "genotypes": [_EDGES], "active_edges?": [[int]], **dict.fromkeys(("regulariser", "val_loss_nats", "seconds"), float)}]},
+                                 "log": [{"epoch": int, "calibration": [(_SHARED, _SHARED)], "genotypes": [_EDGES],
+                                          "active_edges?": [[int]], **dict.fromkeys(("regulariser", "val_loss_nats", "seconds"), float)}]},
                      "seconds": {"search": float}},
     "screening": {"inputs": {"seed": int}, "results": {"judged": [{"lambda": float, "genotype": _EDGES, "val_loss_nats": float}]}},
     "retraining": {"inputs": {"seed": int}, "results": {"val": {"accuracy_percent": float}}, "seconds": {"retraining": float, "prediction": float}},
     "evolution": {"inputs": {"seed": int}, "results": {"pool": _POOL}},
     "system": {"inputs": {"seed": int, "system": str, "experiment": str, "point": {str: float}, "pool": _POOL},
-               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float), "temperature": float, "chosen": [int], "retrainings": [str]},
+               "results": {"val": _METRICS, "test": _METRICS, "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float),
+                           "temperature": float, "chosen": [int], "retrainings": [str]},
                "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float)},
     "shift": {"inputs": {"seed": int, "system": str, "pool": _POOL}, "results": {"images": int, "rows": [_SHIFTED]}}}
 
@@ -158,12 +161,14 @@ def check_form(value: Any, form: Any, where: str) -> None:
             require(name is str or name.endswith("?") or name in value, f"{where} lacks the field {name!r}")
             for key in (k for k in known if k in value): check_form(value[key], part, f"{where}: {key}")
     elif isinstance(form, (list, tuple)):
-        require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)), f"{where} is {short(value)}, not a list, or of another length")
+        require(isinstance(value, list) and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)),
+                f"{where} is {short(value)}, not a list, or of another length")
         for i, v in enumerate(value): check_form(v, form[i % len(form)], f"{where}[{i}]")
     else:
         kinds: Any = {str: str, int: int}.get(form, (int, float))
         low, high = (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
-        require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high), f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
+        require(isinstance(value, kinds) and not isinstance(value, bool) and (form is str or low <= value <= high),
+                f"{where} is {short(value)}, not a {'text' if form is str else 'number that can stand there'}")
 
 # %% ../nbs/13_records.ipynb #9c0c018
 def _key(inputs: dict[str, Any]) -> str: return content_hash({"schema": SCHEMA, "inputs": inputs})
@@ -216,7 +221,8 @@ class Records:
         "The files of a kind, or of all, by name. An absent folder holds none; one that cannot be listed is an `EdgenesError`, since what is not seen would count as lost."
         try: names = sorted(os.listdir(self.folder / "runs"))
         except FileNotFoundError: return []
-        except (OSError, ValueError) as error: raise EdgenesError(f"cannot list {self.folder / 'runs'}: {getattr(error, 'strerror', error)}; make it a folder that can be read") from error
+        except (OSError, ValueError) as error: raise EdgenesError(f"cannot list {self.folder / 'runs'}: "
+                                                                  f"{getattr(error, 'strerror', error)}; make it a folder that can be read") from error
         return [self.folder / "runs" / name for name in names if name.endswith(".json") and name.startswith(kind and f"{kind}-")]
 
 # %% ../nbs/13_records.ipynb #9c0c020

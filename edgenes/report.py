@@ -49,7 +49,8 @@ def frame_of(found: list[dict[str, Any]]) -> pd.DataFrame:
         place = {"system": r["inputs"]["system"], "seed": r["inputs"]["seed"]} | r["inputs"]["point"]
         results = r["results"]
         rows.append(place | {m: results["test"][m] for m in METRICS} | {f"scaled_{m}": v for m, v in results["test_scaled"].items()}
-                    | {"temperature": results["temperature"], "val_accuracy_percent": results["val"]["accuracy_percent"], "val_nll_nats": results["val"]["nll_nats"]}
+                    | {"temperature": results["temperature"], "val_accuracy_percent": results["val"]["accuracy_percent"],
+                       "val_nll_nats": results["val"]["nll_nats"]}
                     | {f"{name}_seconds": r["seconds"][name] for name in COSTS})
     frame = pd.DataFrame(rows)
     if not rows: return frame
@@ -118,8 +119,10 @@ def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
     for name in tqdm(EXPERIMENTS, "tables and figures", disable=None, leave=False):
         try: result = experiment(name).result(records, published)
         except EdgenesError: raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # records that are sealed and of good form, and do not fit each other
-            raise EdgenesError(f"{name} cannot be made of the records in {records.folder} ({type(error).__name__}: {error}): restore them, or delete those of {name} and run again") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError,
+                ValueError) as error:  # records that are sealed and of good form, and do not fit each other
+            raise EdgenesError(f"{name} cannot be made of the records in {records.folder} ({type(error).__name__}: {error}): restore them, "
+                               f"or delete those of {name} and run again") from error
         if result is not None: found[name] = result
     begun = (records.folder / "profile.json").is_file()  # what needs no run, such as F1, may be all that was asked for
     require(begun or any(r.sources for r in found.values()), f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)")
@@ -145,7 +148,8 @@ def build(folder: str | Path,                         # results folder of a prof
     return [*([write_atomic(records.folder / "dial.html", dial.page(dial.positions(records, min(seeds))))] if seeds else []), *made]
 
 # %% ../nbs/18_report.ipynb #aaa8019
-_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
+_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav "
+          "a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
           "td,th{padding:2px 8px;text-align:right;white-space:nowrap}figure{margin:1em 0}img{max-width:100%}figcaption,.source{font-size:13px;color:#555}")
 
 def _section(records: Records, name: str, result: Result) -> str:
@@ -153,7 +157,8 @@ def _section(records: Records, name: str, result: Result) -> str:
     parts = [f"<h2 id='{name}'>{html.escape(experiment(name).TITLE)}</h2>", *(f"<p>{html.escape(line)}</p>" for line in result.said)]
     for key, (_, caption) in result.figures.items():
         picture = base64.b64encode((records.folder / "figures" / f"{key}.png").read_bytes()).decode()
-        parts.append(f"<figure><img alt='{html.escape(caption, True)}' src='data:image/png;base64,{picture}'><figcaption>{html.escape(f'{key}. {caption}')}</figcaption></figure>")
+        parts.append(f"<figure><img alt='{html.escape(caption, True)}' "
+                     f"src='data:image/png;base64,{picture}'><figcaption>{html.escape(f'{key}. {caption}')}</figcaption></figure>")
     for key, frame in result.tables.items():
         shown = frame.round(3).to_html(index=False, border=0, na_rep="–", escape=True)
         parts.append(f"<details {'open' if len(frame) <= 16 else ''}><summary>Table {html.escape(key)}</summary>{shown}</details>")
@@ -166,14 +171,17 @@ def _section(records: Records, name: str, result: Result) -> str:
 # %% ../nbs/18_report.ipynb #aaa8019b
 def _failed(records: Records) -> str:
     "The runs that ended in an error: they are in no table, so the page names them."
-    rows = [f"<li>{html.escape(str(r['inputs']['kind']))}, seed {html.escape(str(r['inputs'].get('seed')))}: {html.escape(str(r['results']['message']))}</li>" for r in all_records(records, "failed")]
+    rows = [f"<li>{html.escape(str(r['inputs']['kind']))}, seed {html.escape(str(r['inputs'].get('seed')))}: "
+            f"{html.escape(str(r['results']['message']))}</li>" for r in all_records(records, "failed")]
     return f"<p>{len(rows)} run{'s' if rows[1:] else ''} failed and {'are' if rows[1:] else 'is'} in no table:</p><ul>{''.join(rows)}</ul>" if rows else ""
 
 def _html(records: Records, found: dict[str, Result]) -> str:
     menu = "".join(f"<a href='#{name}'>{html.escape(name)}</a>" for name in found)
     title = f"EdgeNES: report of {records.folder.name}"
-    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}" + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
+    return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
+            f"content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}"
+            + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 
 def statements(found: dict[str, Result]) -> list[str]:
     "What the records say, in sentences computed from them, in the order of the experiments."

@@ -159,7 +159,8 @@ def retrain(data: Data,
     return net.eval(), log
 
 # %% ../nbs/08_retraining.ipynb #6bf9017
-def _epoch(net: DiscreteNetwork, forward: Callable[[Tensor], Any], optimiser: torch.optim.Optimizer, data: Data, s: RetrainSettings, seed: int, epoch: int) -> float:
+def _epoch(net: DiscreteNetwork, forward: Callable[[Tensor], Any], optimiser: torch.optim.Optimizer, data: Data, s: RetrainSettings,
+           seed: int, epoch: int) -> float:
     "One pass over the training split; returns the mean loss in nats."
     net.train()
     net.generator, net.drop_path = stream(seed, "drop path", epoch), s.drop_path * epoch / s.epochs

@@ -58,7 +58,8 @@ def walked(plan: Plan, shop: Reader,
         steps.append(names)
 
 # %% ../nbs/25_scaling.ipynb #18af006
-_PARTS = {"darts": ("search",), "hypernetwork": ("search",), "screening": ("screening",), "retraining": ("retraining", "prediction"), "system": ("selection",), "shift": ("shift",)}
+_PARTS = {"darts": ("search",), "hypernetwork": ("search",), "screening": ("screening",), "retraining": ("retraining", "prediction"),
+          "system": ("selection",), "shift": ("shift",)}
 
 def cost(record: dict[str, Any], shop: Reader) -> float:
     "Compute seconds of one run, without those of the runs that it uses."
@@ -144,7 +145,8 @@ def simulated(profile: str, results: str | Path, seeds: Iterable[int] = (1, 7, 5
         for p in workers:
             times = {"pool": pooled(plans, costs, p)[0], "jobs": in_jobs(jobs, costs, p)}
             rows.append({"seeds": count, "workers": p, "runs": len(costs), "work_s": work, "chain_s": longest[0], "useful_workers": work / longest[0]}
-                        | {f"{how}_s": t for how, t in times.items()} | {f"{how}_speedup": work / t for how, t in times.items()} | {f"{how}_efficiency": work / t / p for how, t in times.items()})
+                        | {f"{how}_s": t for how, t in times.items()} | {f"{how}_speedup": work / t for how, t in times.items()}
+                        | {f"{how}_efficiency": work / t / p for how, t in times.items()})
     chain = pd.DataFrame([{"run": name.split("@")[0], "seconds": costs[name]} for name in longest[1]])
     return {"simulated": pd.DataFrame(rows), "chain": chain}
 
@@ -155,15 +157,18 @@ def measured(profile: str = "demo", experiments: str = "quality", workers: Itera
     for p in workers:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            command = [sys.executable, "-m", "edgenes", "run", profile, "--results", folder, "--seeds", "0,", "--experiments", experiments, "--workers", str(p), "--device", "cpu", "--no-tables", "--no-notebooks"]
+            command = [sys.executable, "-m", "edgenes", "run", profile, "--results", folder, "--seeds", "0,", "--experiments", experiments,
+                       "--workers", str(p), "--device", "cpu", "--no-tables", "--no-notebooks"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode: raise EdgenesError(done.stderr.strip().splitlines()[-1])
             rows.append({"workers": p, "runs": len(list(Path(folder).glob("runs/*.json"))), "seconds": time.perf_counter() - start})
-    return {"profile": profile, "experiments": experiments, "cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": [r | {"speedup": rows[0]["seconds"] / r["seconds"]} for r in rows], "provenance": provenance()}
+    return {"profile": profile, "experiments": experiments, "cores": os.cpu_count(), "load": os.getloadavg()[0],
+            "rows": [r | {"speedup": rows[0]["seconds"] / r["seconds"]} for r in rows], "provenance": provenance()}
 
 def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> list[Path]:
     "Writes tables/<name>.csv."
-    return [write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")) for name, frame in tables.items()]
+    return [write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")) for name,
+            frame in tables.items()]
 
 def write_measured(folder: Path, found: dict[str, Any]) -> Path:
     "Keeps a measurement beside the tables."

@@ -71,7 +71,8 @@ class SearchSettings(_Steps):
 
     def described(self) -> dict[str, Any]:
         "The settings as inputs of a record; what is faithful goes without saying, so that the keys of faithful runs are those of always."
-        return {name: value for name, value in asdict(self).items() if (name, value) not in (("relaxation", "faithful"), ("printed", False), ("accelerate", False))}
+        return {name: value for name, value in asdict(self).items()
+                if (name, value) not in (("relaxation", "faithful"), ("printed", False), ("accelerate", False))}
 
 # %% ../nbs/07_search.ipynb #9507009
 Batch = tuple[Tensor, Tensor]  # normalised images (N, C, H, W), labels (N,)
@@ -306,7 +307,8 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
     optimiser.load_state_dict({"state": saved["state"], "param_groups": optimiser.state_dict()["param_groups"]})
     names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.Adam) else {"momentum_buffer"}
     for p, found in optimiser.state.items():
-        require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape) for k, v in found.items()), "its running means have another form")
+        require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape) for k,
+                                            v in found.items()), "its running means have another form")
 
 def restore(checkpoint: Checkpoint | None, parts: dict[str, Any], epochs: int) -> list[dict[str, Any]]:
     "Puts a saved state into modules and optimisers and returns its log, of `epochs` at most; an empty log where there is none. `EdgenesError` when it does not fit."
@@ -316,7 +318,9 @@ def restore(checkpoint: Checkpoint | None, parts: dict[str, Any], epochs: int) -
         for name, part in parts.items():
             if isinstance(part, nn.Module): part.load_state_dict(state[name])
             else: _restore_optimiser(part, state[name])
-        require(len(state["log"]) <= epochs and all(e["epoch"] == i and 0 <= e["seconds"] < math.inf for i, e in enumerate(state["log"])), f"the log is not one entry an epoch, or has more than {epochs}")
+        require(len(state["log"]) <= epochs and all(e["epoch"] == i and 0 <= e["seconds"] < math.inf for i, e in enumerate(state["log"])),
+                f"the log is not one entry an epoch, or has more than {epochs}")
     except Exception as error:  # the file of another training, or one that was made to do harm
-        raise EdgenesError(f"the checkpoint in {getattr(checkpoint, 'folder', 'use')} does not fit this training ({error}): delete it and start again") from error
+        raise EdgenesError(f"the checkpoint in {getattr(checkpoint, 'folder', 'use')} does not fit this training ({error}): delete it and "
+                           f"start again") from error
     return state["log"]

@@ -119,13 +119,15 @@ def verdict(table: pd.DataFrame,   # of `paired_tests`, its index reset; the fir
     n, k, least = int(table["n"].min()), len(table), float(table["p_least"].max())
     effect = lambda r: f"{r.iloc[0]} {r['difference']:+.2g} {unit} ({r['ci_low']:+.2g} to {r['ci_high']:+.2g}, p = {r['p_holm']:.2g})"
     clear, largest = table[table["p_holm"] < 0.05], table.loc[table["difference"].abs().idxmax()]
-    said = (f"Paired permutation tests of {what} against {reference} (n = {n} pairs, {k} comparison{'s' if k > 1 else ''}, p after Holm's correction, 95 % intervals) "
+    said = (f"Paired permutation tests of {what} against {reference} (n = {n} pairs, {k} comparison{'s' if k > 1 else ''}, p after Holm's "
+            f"correction, 95 % intervals) "
             + (f"find a difference for {', '.join(effect(r) for _, r in clear.iterrows())}." if len(clear) else f"find no difference at 5 %; the largest is {effect(largest)}."))
     if k * least > 0.05: said += f" They could find none: with {n} pairs no p is below {least:.2g}, {min(1.0, k * least):.2g} after the correction."
     within = f"within {table['margin'].iloc[0]:g} {unit if table['margin'].iloc[0] != 1 else unit.removesuffix('s')}"
     smallest, equal = table["smallest_difference"].median(), table[table["p_equivalent_holm"] < 0.05]
     if np.isfinite(smallest): said += f" A t-test on so many pairs would find {smallest:.2g} {unit} with a power of 80 % (median of the comparisons)."
-    return said + (f" Equivalent {within}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}." if len(equal) else f" None is shown to be equivalent {within}.")
+    return said + (f" Equivalent {within}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}."
+                   if len(equal) else f" None is shown to be equivalent {within}.")
 
 # %% ../nbs/11_statistics.ipynb #e94d016
 def mixed_model(frame: pd.DataFrame,    # one row a run
@@ -144,7 +146,8 @@ def mixed_model(frame: pd.DataFrame,    # one row a run
     interval, between = fit.conf_int(), float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
     return pd.DataFrame([{factor: name, "runs": int((frame[factor] == name).sum()), "groups": frame[group].nunique(), "difference": fit.params[name],
                           "ci_low": interval.loc[name, 0], "ci_high": interval.loc[name, 1], "p": fit.pvalues[name],
-                          "sd_between": between if between >= 1e-3 else 0.0, "sd_within": float(np.sqrt(fit.scale)), "singular": between < 1e-3, "converged": bool(fit.converged)} for name in names])
+                          "sd_between": between if between >= 1e-3 else 0.0, "sd_within": float(np.sqrt(fit.scale)),
+                          "singular": between < 1e-3, "converged": bool(fit.converged)} for name in names])
 
 # %% ../nbs/11_statistics.ipynb #e94d017b
 def components(frame: pd.DataFrame,    # one row a run

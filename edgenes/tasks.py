@@ -164,7 +164,8 @@ def run_task(task: Task, shop: Shop) -> dict[str, Any]:
             raise
         except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
             if "memory" not in f"{type(error).__name__} {error}".lower(): raise
-            raise EdgenesError(f"no memory is left for {task.kind}, seed {task.seed} ({error}): use fewer --workers, or free memory, and start again") from error
+            raise EdgenesError(f"no memory is left for {task.kind}, seed {task.seed} ({error}): use fewer --workers, or free memory, and "
+                               f"start again") from error
         seconds["wall"] = time.perf_counter() - start  # of this process: a resumed run's earlier epochs are in its log alone
         record = write_record(shop.records, task.kind, inputs, results, seconds, device.type)
         checkpoint.remove()
@@ -182,7 +183,8 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         while file is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError): file = os.fdopen(os.open(folder / "lock", flags, 0o644), "rb", 0)  # whoever held the lock may just have removed the folder
+            with suppress(FileNotFoundError): file = os.fdopen(os.open(folder / "lock", flags, 0o644), "rb",
+                                                               0)  # whoever held the lock may just have removed the folder
     except OSError as error: raise EdgenesError(f"cannot write {folder}: {error.strerror}; choose a folder that can be written, or free space") from error
     with file:
         require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"{folder / 'lock'} is no file: delete it and start again")
@@ -224,7 +226,8 @@ def _run_screening(task: Task, shop: Shop, checkpoint: DiskCheckpoint) -> tuple[
     for lam in screened_lambdas(p, task.seed):
         g = h.sample(lam)
         if g not in judged: judged[g] = inherited_loss(net, g, half, data, s.batch_size)
-    results = {"judged": [{"lambda": lam, "genotype": h.sample(lam).to_dict()["edges"], "val_loss_nats": judged[h.sample(lam)]} for lam in screened_lambdas(p, task.seed)]}
+    results = {"judged": [{"lambda": lam, "genotype": h.sample(lam).to_dict()["edges"], "val_loss_nats": judged[h.sample(lam)]}
+                          for lam in screened_lambdas(p, task.seed)]}
     return results, {"screening": compute_seconds(data.train.images.device) - start}
 
 # %% ../nbs/16_tasks.ipynb #5dc9020
@@ -291,7 +294,8 @@ def _predictions(task: Task, shop: Shop) -> tuple[list[str], np.ndarray, np.ndar
     "Keys of the retrainings of a pool, their validation and test predictions (M, N, K)."
     keys = [shop.records.key(run.inputs(shop)) for run in task.retrainings()]
     kept = [_kept(shop, key) for key in keys]
-    require(len({tuple(k[name].shape for name in ("val", "test")) for k in kept}) == 1, "the predictions of a pool differ in shape: delete the cache and run again")
+    require(len({tuple(k[name].shape for name in ("val", "test")) for k in kept}) == 1,
+            "the predictions of a pool differ in shape: delete the cache and run again")
     val, test = (np.stack([k[name].astype(np.float32) for k in kept]) for name in ("val", "test"))
     return keys, val, test
 

@@ -25,19 +25,22 @@ __all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table'
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de006
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
-CHANGES = {"as described": "", "printed sign": "printed sign", "printed interpolation": "printed interpolation", "no margin": "no margin", "gumbel forward": "gumbel forward", "two inputs": "two inputs"}
+CHANGES = {"as described": "", "printed sign": "printed sign", "printed interpolation": "printed interpolation", "no margin": "no margin",
+           "gumbel forward": "gumbel forward", "two inputs": "two inputs"}
 RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accuracy"), ("forward", "nll"), ("beam", "nll"))
 
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "One plan a variant and lambda, and one a selection rule."
     inner = range(1, shop.profile.space.max_shared)
-    return [sampled(shop, seed, "ablation", name, lam, variant) for name, variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
+    return [sampled(shop, seed, "ablation", name, lam, variant) for name,
+            variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
 
 def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
     "EdgeNES's pool of T2, selected by another rule."
     record = yield from quality.system(shop, seed, "EdgeNES")
     pool = tuple((genotype_of(edges, shop.profile.space), s) for edges, s in record["inputs"]["pool"])
-    return (yield from ensemble(shop, Task("system", seed, experiment="selection", system=f"{rule}, {criterion}", pool=pool, keep=shop.profile.members, rule=rule, criterion=criterion)))
+    return (yield from ensemble(shop, Task("system", seed, experiment="selection", system=f"{rule}, {criterion}", pool=pool,
+                                           keep=shop.profile.members, rule=rule, criterion=criterion)))
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
@@ -47,8 +50,10 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
         for seed, part in calibration(found).groupby("seed") if found else ():
             top = part["lambda"].max()
             ends = part[part["lambda"].isin((0, top))]
-            rows.append({"variant": name, "seed": seed, "edges": int(top), "calibration_error_share": calibration_error(part["lambda"], part["shared_edges"]) / top,
-                         "error_at_ends_edges": calibration_error(ends["lambda"], ends["shared_edges"]), "spearman": spearman(part["lambda"], part["shared_edges"])})
+            rows.append({"variant": name, "seed": seed, "edges": int(top),
+                         "calibration_error_share": calibration_error(part["lambda"], part["shared_edges"]) / top,
+                         "error_at_ends_edges": calibration_error(ends["lambda"], ends["shared_edges"]),
+                         "spearman": spearman(part["lambda"], part["shared_edges"])})
     return pd.DataFrame(rows, columns=["variant", "seed", "edges", "calibration_error_share", "error_at_ends_edges", "spearman"])
 
 def table(found: pd.DataFrame, controlled: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
@@ -60,7 +65,8 @@ def table(found: pd.DataFrame, controlled: pd.DataFrame) -> tuple[pd.DataFrame, 
     for name in CHANGES:
         if name not in wide: continue
         part = controlled[controlled["variant"] == name]
-        rows.append({"variant": name} | accuracy_of(wide[name].dropna()) | {k: v for c in ("calibration_error_share", "error_at_ends_edges", "spearman") for k, v in spread_of(part[c], c).items()})
+        rows.append({"variant": name} | accuracy_of(wide[name].dropna())
+                    | {k: v for c in ("calibration_error_share", "error_at_ends_edges", "spearman") for k, v in spread_of(part[c], c).items()})
     return pd.DataFrame(rows), wide, note if len(whole) else " No seed has every variant: each has its own seeds."
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007b
@@ -70,7 +76,8 @@ def unselected(records: Records, members: int) -> list[dict]:
 
 def gap_of(found: list[dict]) -> pd.Series:
     "Mean gap (points) between validation and test accuracy of such ensembles; one value a seed."
-    rows = [{"seed": r["inputs"]["seed"], "pool": str(r["inputs"]["pool"]), "gap": r["results"]["val"]["accuracy_percent"] - r["results"]["test"]["accuracy_percent"]} for r in found]
+    rows = [{"seed": r["inputs"]["seed"], "pool": str(r["inputs"]["pool"]),
+             "gap": r["results"]["val"]["accuracy_percent"] - r["results"]["test"]["accuracy_percent"]} for r in found]
     return pd.DataFrame(rows, columns=["seed", "pool", "gap"]).drop_duplicates(["seed", "pool"]).groupby("seed")["gap"].mean()
 
 def rules(records: Records) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[str]]:
@@ -83,7 +90,8 @@ def rules(records: Records) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list
     base = gap_of(unselected(records, records_of[0]["inputs"]["keep"]))
     found["corrected_gap"] = found["gap"] - found["seed"].map(base)
     rows = [{"rule": name} | accuracy_of(part["accuracy_percent"]) | spread_of(part["gap"], "gap") | {"n_corrected": int(part["corrected_gap"].notna().sum())}
-            | spread_of(part["corrected_gap"], "corrected_gap") | part[["val_accuracy_percent", "val_nll_nats", "nll_nats"]].mean().to_dict() for name, part in found.groupby("system")]
+            | spread_of(part["corrected_gap"], "corrected_gap")
+            | part[["val_accuracy_percent", "val_nll_nats", "nll_nats"]].mean().to_dict() for name, part in found.groupby("system")]
     return pd.DataFrame(rows), *rule_tests(found, base)
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007c
@@ -93,7 +101,8 @@ def rule_tests(found: pd.DataFrame, base: pd.Series) -> tuple[dict[str, pd.DataF
     gaps, note = complete(found.pivot(index="seed", columns="system", values="gap").assign(**{none: base}))
     if len(gaps):
         raw = pd.Series(spread_of(gaps[none], "gap"))
-        said.append(f"Ensembles without selection have a mean gap of {within(raw, 'gap', 2, ' points')} between validation and test accuracy (n = {len(gaps)}): so much is due to the splits, without any selection." + note)
+        said.append(f"Ensembles without selection have a mean gap of {within(raw, 'gap', 2, ' points')} between validation and test "
+                    f"accuracy (n = {len(gaps)}): so much is due to the splits, without any selection." + note)
     if len(gaps) > 1:
         tables["selection_gap_tests"] = paired_tests(gaps, none).reset_index(names="rule")
         said.append(verdict(tables["selection_gap_tests"], none, what="the gap"))
@@ -132,7 +141,9 @@ def result(records: Records, published: dict) -> Result | None:
     tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {}) | compared
     by = rows.set_index("variant")
     measured = by.dropna(subset="calibration_error_share")
-    said = ["The mean calibration error as a share of Lambda is " + ("not known" if measured.empty else "") + ", ".join(f"{within(r, 'calibration_error_share', 2)} ({v}, n = {int(r['n'])})" for v, r in measured.iterrows()) + (", with 95 % intervals." if by["n"].max() > 1 else ".") + left_out,
+    said = ["The mean calibration error as a share of Lambda is " + ("not known" if measured.empty else "")
+            + ", ".join(f"{within(r, 'calibration_error_share', 2)} ({v}, n = {int(r['n'])})" for v, r in measured.iterrows())
+            + (", with 95 % intervals." if by["n"].max() > 1 else ".") + left_out,
             "The mean accuracy of the networks over lambda is " + ", ".join(f"{within(r, 'accuracy_percent', 1, ' %')} ({v})" for v, r in by.iterrows()) + "."]
     whole = wide.dropna()
     if len(whole) > 1 and "as described" in whole and whole.shape[1] > 1:

@@ -39,7 +39,8 @@ def annealing_figure(found: pd.DataFrame) -> Figure:
         ax.plot(part["lambda"] + shift - 0.04, part["accuracy_percent"], "os^"[i], ms=4, alpha=0.45, color=colour, mew=0)
         s = pd.DataFrame({lam: summary(group["accuracy_percent"]) for lam, group in part.groupby("lambda")}).T
         bars = [(s["mean"] - s["ci_low"]).fillna(0), (s["ci_high"] - s["mean"]).fillna(0)]
-        ax.errorbar(s.index + shift, s["mean"], bars, fmt="os^"[i] + ("-", "--", ":")[i], ms=7, lw=1.4, capsize=3, color=colour, mec="black", mew=0.6, label=name)
+        ax.errorbar(s.index + shift, s["mean"], bars, fmt="os^"[i] + ("-", "--", ":")[i], ms=7, lw=1.4, capsize=3, color=colour,
+                    mec="black", mew=0.6, label=name)
     ax.set(xlabel="lambda: edges asked for", ylabel="test accuracy of one network (%)", xticks=sorted(found["lambda"].unique()))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
@@ -55,7 +56,8 @@ def beside_published(rows: pd.DataFrame, printed: dict) -> pd.DataFrame:
     "The paper's T3 (CIFAR-10, mean and deviation of n runs that it does not state) beside ours, by the number of edges asked for."
     columns = {f"paper_{key}{end}": [value[i] for value in printed[f"annealing_{key}"]] for key in ("on", "off") for i, end in enumerate(("_percent", "_sd"))}
     ours = rows.pivot(index="lambda", columns="schedule", values=["accuracy_percent", "accuracy_sd", "n"]).reindex(printed["shared_edges"])
-    columns |= {f"ours_{name.replace(' ', '_')}{end}": ours[(value, name)].to_numpy() for name in SCHEDULES if name in set(rows["schedule"]) for value, end in (("accuracy_percent", "_percent"), ("accuracy_sd", "_sd"), ("n", "_n"))}
+    columns |= {f"ours_{name.replace(' ', '_')}{end}": ours[(value, name)].to_numpy() for name in SCHEDULES
+                if name in set(rows["schedule"]) for value, end in (("accuracy_percent", "_percent"), ("accuracy_sd", "_sd"), ("n", "_n"))}
     return pd.DataFrame({"shared_edges": printed["shared_edges"]} | columns)
 
 # %% ../../nbs/experiments/annealing.ipynb #2dff007
@@ -64,7 +66,8 @@ def result(records: Records, published: dict) -> Result | None:
     found = frame_of(systems_of(records, "annealing"))
     if found.empty: return None
     trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in SCHEDULES.items()}
-    control = pd.concat([control_table(rs).assign(schedule=name) for name, rs in trained.items() if rs] or [pd.DataFrame(columns=["schedule", "seed", "calibration_error_edges", "spearman"])])
+    control = pd.concat([control_table(rs).assign(schedule=name) for name, rs in trained.items() if rs]
+                        or [pd.DataFrame(columns=["schedule", "seed", "calibration_error_edges", "spearman"])])
     tables = {"T3": table(found), "T3_control": control[["schedule", "seed", "calibration_error_edges", "spearman"]]}
     if printed := published.get("paper", {}).get("T3_cifar10"): tables["T3_published"] = beside_published(tables["T3"], printed)
     whole, left_out = complete(found.pivot(index="seed", columns=["system", "lambda"], values="accuracy_percent"))
@@ -72,7 +75,9 @@ def result(records: Records, published: dict) -> Result | None:
     means = {name: pd.Series(spread_of(wide[name], "accuracy")) for name in SCHEDULES if name in wide and len(wide)}
     errors = {name: pd.Series(spread_of(part["calibration_error_edges"], "error")) for name, part in control.groupby("schedule", sort=False)}
     said = []
-    if means: said.append("Mean test accuracy over lambda: " + ", ".join(f"{name} {within(s, 'accuracy', 1, ' %')}" for name, s in means.items()) + f" (n = {counted(len(wide))}{', 95 % intervals' if len(wide) > 1 else ''})." + left_out)
+    if means: said.append("Mean test accuracy over lambda: "
+                          + ", ".join(f"{name} {within(s, 'accuracy', 1, ' %')}" for name, s in means.items())
+                          + f" (n = {counted(len(wide))}{', 95 % intervals' if len(wide) > 1 else ''})." + left_out)
     else: said.append("No seed has every schedule and lambda:" + left_out)
     if errors: said.append("Mean calibration error: " + ", ".join(f"{name} {within(s, 'error', 2, ' edges')}" for name, s in errors.items()) + ".")
     if len(wide) > 1 and "annealed" in wide and wide.shape[1] > 1:

@@ -33,21 +33,26 @@ def plans(shop: Shop, seed: int) -> list[Plan]:
 
 def hypernetworks(records: Records, variant: str = "", seeds: Iterable[int] | None = None) -> list[dict]:
     "The hypernetwork records of a variant; of these seeds alone, where a comparison has no others."
-    return [r for r in all_records(records, "hypernetwork") if r["inputs"].get("variant", "") == variant and (seeds is None or r["inputs"]["seed"] in set(seeds))]
+    return [r for r in all_records(records, "hypernetwork") if r["inputs"].get("variant", "") == variant
+            and (seeds is None or r["inputs"]["seed"] in set(seeds))]
 
 def calibration(found: list[dict]) -> pd.DataFrame:
     "One row a seed and lambda."
-    return pd.DataFrame([{"seed": r["inputs"]["seed"], "lambda": lam, "shared_edges": shared} for r in found for lam, shared in r["results"]["log"][-1]["calibration"]])
+    return pd.DataFrame([{"seed": r["inputs"]["seed"], "lambda": lam, "shared_edges": shared} for r in found for lam,
+                         shared in r["results"]["log"][-1]["calibration"]])
 
 def table(found: list[dict]) -> pd.DataFrame:
     "Calibration error (edges) and Spearman correlation of every hypernetwork."
     return pd.DataFrame([{"seed": seed, "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
-                          "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)} for seed, part in calibration(found).groupby("seed")])
+                          "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)} for seed,
+                         part in calibration(found).groupby("seed")])
 
 def epochs(found: list[dict]) -> pd.DataFrame:
     "One row a seed and epoch: regulariser, calibration error, and the largest distance of an architecture from its lambda."
-    return pd.DataFrame([{"seed": r["inputs"]["seed"], "epoch": e["epoch"] + 1, "regulariser": e["regulariser"], "calibration_error_edges": calibration_error(*zip(*e["calibration"])),
-                          "largest_edges": max(abs(lam - shared) for lam, shared in e["calibration"])} for r in found for e in r["results"]["log"]]).sort_values(["seed", "epoch"], ignore_index=True)
+    return pd.DataFrame([{"seed": r["inputs"]["seed"], "epoch": e["epoch"] + 1, "regulariser": e["regulariser"],
+                          "calibration_error_edges": calibration_error(*zip(*e["calibration"])),
+                          "largest_edges": max(abs(lam - shared) for lam, shared in e["calibration"])} for r in found
+                         for e in r["results"]["log"]]).sort_values(["seed", "epoch"], ignore_index=True)
 
 # %% ../../nbs/experiments/control.ipynb #9ffa023
 def seed_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
@@ -117,7 +122,9 @@ def result(records: Records, published: dict) -> Result | None:
     first, note = int(frame["seed"].min()), f"n = {len(rows)} hypernetwork{'s' if len(rows) > 1 else ''}, a seed each"
     bars = "black: mean and 95 % BCa interval over seeds" if len(rows) > 1 else "one seed, so no interval"
     last = f"after the last of {logs['epoch'].max()} epochs"
-    figures = {"F3": (control_figure(frame, published), f"Edges shared with alpha* against lambda (edges) {last}, one line a seed (drawn up to {APART} edges off, since whole numbers coincide); {bars}; {note}."),
+    figures = {"F3": (control_figure(frame, published),
+                      f"Edges shared with alpha* against lambda (edges) {last}, one line a seed (drawn up to {APART} edges off, since "
+                      f"whole numbers coincide); {bars}; {note}."),
                "F3_learning": (learning_figure(logs), f"Regulariser (edges²) and calibration error (edges) after every epoch of the training, one line a seed (drawn a little apart); {bars}; {note}."),
                "F3_cells": (cells_figure(positions(records, first)), f"The architectures of one hypernetwork of {len(rows)}, that of seed {first}, at whole lambdas {last}; edges shared with alpha* in colour; one network a test accuracy, so no interval.")}
     return Result(sentences(frame, rows, logs, published), {"F3": rows.merge(logs.groupby("seed").tail(1)[["seed", "largest_edges"]])}, figures, found)

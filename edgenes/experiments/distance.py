@@ -31,7 +31,8 @@ __all__ = ['TITLE', 'plans', 'slopes', 'tests', 'distance_figure', 'result', 'sl
 def slopes(found: pd.DataFrame) -> pd.DataFrame:
     "For every system and seed: points of accuracy gained an edge (least squares), and Spearman's correlation."
     return pd.DataFrame([{"system": name, "seed": seed, "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
-                          "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for (name, seed), part in found.groupby(["system", "seed"]) if len(part) > 2])
+                          "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for (name, seed),
+                         part in found.groupby(["system", "seed"]) if len(part) > 2])
 
 def tests(rows: pd.DataFrame, top: int) -> pd.DataFrame | None:
     "The slopes of every system against none, over the seeds that all systems have; None for fewer than 2 of them."
@@ -48,13 +49,16 @@ def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
     low, high = found["accuracy_percent"].min() - edge, found["accuracy_percent"].max() + edge
     for ax, kind in zip(axes[0], kinds):
         ours = found[found["system"] == kind]
-        for seed, part in ours.groupby("seed"): ax.plot(part["lambda"], part["accuracy_percent"], ms=3.5, lw=0.8, alpha=0.75, label=f"seed {seed}", **styles[seed])
+        for seed, part in ours.groupby("seed"): ax.plot(part["lambda"], part["accuracy_percent"], ms=3.5, lw=0.8, alpha=0.75,
+                                                        label=f"seed {seed}", **styles[seed])
         mean_line(ax, ours, "lambda", "accuracy_percent", color="black", marker="_", ms=9, label="mean, 95 % interval" if len(styles) > 1 else "mean")
-        ax.set(xlabel="lambda: edges shared with alpha*", ylabel="test accuracy (%)", title=f"here: {kind}", xticks=lams, xlim=(-0.2, max(lams) + 0.2), ylim=(low, high))
+        ax.set(xlabel="lambda: edges shared with alpha*", ylabel="test accuracy (%)", title=f"here: {kind}", xticks=lams,
+               xlim=(-0.2, max(lams) + 0.2), ylim=(low, high))
     if printed:
         axes[0, -1].plot(printed["lambda"], printed["accuracy"], "x", color="black", label="paper, read off")
         middle = np.mean(printed["accuracy"])
-        axes[0, -1].set(xlabel="lambda", ylabel="test accuracy (%)", title="paper (wider networks)", xticks=lams, xlim=(-0.2, max(lams) + 0.2), ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
+        axes[0, -1].set(xlabel="lambda", ylabel="test accuracy (%)", title="paper (wider networks)", xticks=lams,
+                        xlim=(-0.2, max(lams) + 0.2), ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     return fig
@@ -71,14 +75,20 @@ def result(records: Records, published: dict) -> Result | None:
     if compared is not None: said.append(verdict(compared, "none", "points an edge", "the slope of accuracy with lambda"))
     if printed:
         rank = spearmanr(printed["lambda"], printed["accuracy"])
-        said.append(f"The {len(printed['lambda'])} points of the paper's figure lie between {min(printed['accuracy']):.2f} and {max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points an edge: a small slope, but a trend "
+        said.append(f"The {len(printed['lambda'])} points of the paper's figure lie between {min(printed['accuracy']):.2f} and "
+                    f"{max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points "
+                    f"an edge: a small slope, but a trend "
                     f"(Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = {len(printed['lambda'])} points of one hypernetwork, no repetition).")
-    caption = (f"Test accuracy (%) of single networks against lambda (edges): h(lambda), {'random deviations, ' if (found['system'] == deviation.KINDS[1]).any() else ''}"
-               f"{'and the points of the paper (one run each) on an axis of the same length, ' if printed else ''}a line a seed, n = {n} seed{'s' if n > 1 else ''}; " + ("black: mean and 95 % BCa interval over seeds." if n > 1 else "so without intervals."))
-    return Result(said, {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}), {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
+    caption = (f"Test accuracy (%) of single networks against lambda (edges): h(lambda), "
+               f"{'random deviations, ' if (found['system'] == deviation.KINDS[1]).any() else ''}"
+               f"{'and the points of the paper (one run each) on an axis of the same length, ' if printed else ''}a line a seed, n = {n} "
+               f"seed{'s' if n > 1 else ''}; " + ("black: mean and 95 % BCa interval over seeds." if n > 1 else "so without intervals."))
+    return Result(said, {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}),
+                  {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
 
 def slope_sentence(name: str, rows: pd.DataFrame) -> str:
     "The mean slope of a system and its interval."
     s, n = summary(rows["points_per_edge"]), len(rows)
     interval = f" (95 % interval {s['ci_low']:+.2f} to {s['ci_high']:+.2f})" if n > 1 else ""
-    return (f"For the {name} an edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} seed{'s' if n > 1 else ''}; the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}.")
+    return (f"For the {name} an edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} "
+            f"seed{'s' if n > 1 else ''}; the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}.")

@@ -117,15 +117,18 @@ def why(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not all(k in alone for k in keys): continue
         each, name = np.array([alone[k] for k in keys]), r["inputs"]["system"]
         chosen = each[r["results"]["chosen"]].mean()
-        rows.append({"system": name, "candidates": len(keys), "distinct": len({str(edges) for edges, _ in pool}), "candidate_percent": each.mean(), "chosen_percent": chosen,
-                     "ensemble_gain_points": r["results"]["val"]["accuracy_percent"] - chosen, "disagreement": r["results"]["test"]["disagreement"], "search_share": cost["search"] / cost["total"]})
+        rows.append({"system": name, "candidates": len(keys), "distinct": len({str(edges) for edges, _ in pool}),
+                     "candidate_percent": each.mean(), "chosen_percent": chosen,
+                     "ensemble_gain_points": r["results"]["val"]["accuracy_percent"] - chosen,
+                     "disagreement": r["results"]["test"]["disagreement"], "search_share": cost["search"] / cost["total"]})
         if name == "DeepEns-N": deep += [{"seed": r["inputs"]["seed"], "percent": value} for value in each]
     found = pd.DataFrame(rows)
     if rows: found = found.groupby("system").mean().reindex([s for s in SYSTEMS if s in set(found["system"])]).reset_index()
     return found, pd.DataFrame(deep)
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9024
-_FAMILIES = (("Random", "Random-NES", "NES-RS", "NES-RE"), ("DARTS", "DartsEns", "RandomD-NES"), ("DeepEns", "DeepEns-N"), ("EdgeNES", *VARIANTS))  # one colour each
+_FAMILIES = (("Random", "Random-NES", "NES-RS", "NES-RE"), ("DARTS", "DartsEns", "RandomD-NES"), ("DeepEns", "DeepEns-N"),
+             ("EdgeNES", *VARIANTS))  # one colour each
 _LOOK = {name: (colour, mark) for names, colour, marks in zip(_FAMILIES, (0, 1, 2, 3), ("oPsD", "oPs", "os", "*^vD")) for name, mark in zip(names, marks)}
 
 def cost_figure(found: pd.DataFrame) -> Figure:
@@ -176,7 +179,8 @@ def result(records: Records, published: dict) -> Result | None:
     made_of, deep = why(records)
     if len(made_of): tables["T2_why"] = made_of
     if published: tables["T2_published"] = printed(published)
-    figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}."),
+    figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are "
+                                               f"seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}."),
                "T2_seeds": (seeds_figure(found), f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.")}
     return Result(sentences(found, quality, tables, deep), tables, figures, systems_of(records, "quality"))
 
@@ -195,7 +199,8 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
     best, ours = by["accuracy_percent"].idxmax(), [s for s in ("EdgeNES", *VARIANTS) if s in by.index]
     row = lambda name: f"{name} {by.loc[name, 'accuracy_percent']:.1f} %"
     of = "" if len(by) == len(SYSTEMS) else f", of the {len(by)} of {len(SYSTEMS)} systems that are finished,"
-    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}" + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
+    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}"
+            + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
     if ours and best not in ours:
         share = by.loc[best, "total_seconds"] / by.loc["EdgeNES", "total_seconds"] if "EdgeNES" in by.index else np.nan
         said.append(f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}.")
@@ -208,7 +213,8 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
         if compared is not None and "DeepEns-N" in set(compared["system"]):
             r = compared.set_index("system").loc["DeepEns-N"]
             gap = f", {r['difference']:+.2f} points against EdgeNES (95 % interval {r['ci_low']:+.2f} to {r['ci_high']:+.2f}, p after Holm's correction {r['p_holm']:.2f}, n = {int(r['n'])})"
-        said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %{gap}.")
+        said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of "
+                    f"EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %{gap}.")
     said += why_sentences(tables.get("T2_why"), deep)
     if compared is None: return said + ["With fewer than two complete seeds no difference between systems can be tested."]
     return said + [verdict(compared, "EdgeNES")] + mixed_sentence(tables.get("T2_mixed"))
@@ -218,12 +224,16 @@ def why_sentences(made_of: pd.DataFrame | None, deep: pd.DataFrame) -> list[str]
     "What EdgeNES and the deep ensemble are made of, and what search and retraining scatter by; nothing without both."
     if made_of is None or not {"EdgeNES", "DeepEns-N"} <= set(made_of["system"]): return []
     e, d = (made_of.set_index("system").loc[name] for name in ("EdgeNES", "DeepEns-N"))
-    said = [f"Why: a candidate of EdgeNES alone has {e['candidate_percent']:.1f} % on validation images, one of the deep ensemble {d['candidate_percent']:.1f}; the chosen ones have {e['chosen_percent']:.1f} and {d['chosen_percent']:.1f}; "
-            f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on {100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
-            f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} % of its cost is search, against {100 * d['search_share']:.0f} %."]
+    said = [f"Why: a candidate of EdgeNES alone has {e['candidate_percent']:.1f} % on validation images, one of the deep ensemble "
+            f"{d['candidate_percent']:.1f}; the chosen ones have {e['chosen_percent']:.1f} and {d['chosen_percent']:.1f}; "
+            f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on "
+            f"{100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
+            f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} "
+            f"% of its cost is search, against {100 * d['search_share']:.0f} %."]
     if deep["seed"].nunique() < 2: return said
     between, within = components(deep, "percent", "seed")
-    return [*said, f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} points (SD of validation accuracy, {deep['seed'].nunique()} searches), and from retraining to retraining by {within:.1f}."]
+    return [*said, f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} "
+                   f"points (SD of validation accuracy, {deep['seed'].nunique()} searches), and from retraining to retraining by {within:.1f}."]
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9031
 def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
@@ -231,5 +241,7 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
     if model is None: return []
     clear = model[(model["ci_low"] > 0) | (model["ci_high"] < 0)]
     listed = ", ".join(f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})" for _, r in clear.iterrows())
-    return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts {listed or 'no system'} apart from EdgeNES "
-            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]
+    return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts "
+            f"{listed or 'no system'} apart from EdgeNES "
+            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
+            f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]

@@ -66,12 +66,17 @@ def sentences(rows: pd.DataFrame, trained: pd.DataFrame) -> list[str]:
     "Accuracy, calibration and seconds of both methods, with their intervals."
     by, said = rows.set_index("system"), []
     for what, name in (("optimum", "alpha*"), ("ensemble", "the ensemble")):
-        parts = [f"{within(by.loc[f'{m}, {what}'], 'accuracy_percent', 1, ' %')} after the {m} search (n = {int(by.loc[f'{m}, {what}', 'n'])})" for m in METHODS if f"{m}, {what}" in by.index]
+        parts = [f"{within(by.loc[f'{m}, {what}'], 'accuracy_percent', 1, ' %')} after the {m} search (n = "
+                 f"{int(by.loc[f'{m}, {what}', 'n'])})" for m in METHODS if f"{m}, {what}" in by.index]
         if parts: said.append(f"The test accuracy of {name} is {' and '.join(parts)}.")
     errors = {m: pd.Series(spread_of(part["calibration_error_edges"], "error")) for m, part in trained.groupby("method")}
-    if errors: said.append("The calibration error is " + " and ".join(f"{within(e, 'error', 2, ' edges')} ({m})" for m, e in errors.items()) + ("; intervals are of 95 %." if rows["n"].max() > 1 else "."))
+    if errors: said.append("The calibration error is "
+                           + " and ".join(f"{within(e, 'error', 2, ' edges')} ({m})" for m, e in errors.items())
+                           + ("; intervals are of 95 %." if rows["n"].max() > 1 else "."))
     ends = [f"{m}, ensemble" for m in METHODS]
-    if set(ends) <= set(by.index): said.append(f"Both searches of the sampled method took {by.loc[ends[1], 'search_seconds'] / by.loc[ends[0], 'search_seconds']:.2f} of the faithful ones' seconds, in the mean.")
+    if set(ends) <= set(by.index): said.append(f"Both searches of the sampled method took "
+                                               f"{by.loc[ends[1], 'search_seconds'] / by.loc[ends[0], 'search_seconds']:.2f} of the "
+                                               f"faithful ones' seconds, in the mean.")
     return said
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe008
@@ -81,7 +86,8 @@ def result(records: Records, published: dict) -> Result | None:
     if found.empty: return None
     trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in METHODS.items()}
     controlled = control(trained)
-    rows = [{"system": name} | accuracy_of(group["accuracy_percent"]) | spread_of(group["nll_nats"], "nll_nats") | spread_of(group["search_seconds"], "search_seconds") for name, group in found.groupby("system")]
+    rows = [{"system": name} | accuracy_of(group["accuracy_percent"]) | spread_of(group["nll_nats"], "nll_nats")
+            | spread_of(group["search_seconds"], "search_seconds") for name, group in found.groupby("system")]
     tables = {"relaxation": pd.DataFrame(rows), "relaxation_control": controlled}
     compared, left_out = tests(found)
     said = sentences(tables["relaxation"], controlled)

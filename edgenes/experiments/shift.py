@@ -63,7 +63,8 @@ def clean(records: Records, shifted: list[dict]) -> list[dict]:
 def frame(shifted: list[dict], whole: list[dict]) -> pd.DataFrame:
     "One row a system, seed, corruption and severity; clean images have severity 0 and no corruption."
     of = lambda r: {"system": r["inputs"]["system"], "seed": r["inputs"]["seed"]}
-    return pd.DataFrame([of(r) | row for r in shifted for row in r["results"]["rows"]] + [of(r) | {"corruption": "", "severity": 0} | {m: r["results"]["test"][m] for m in METRICS} for r in whole])
+    return pd.DataFrame([of(r) | row for r in shifted for row in r["results"]["rows"]]
+                        + [of(r) | {"corruption": "", "severity": 0} | {m: r["results"]["test"][m] for m in METRICS} for r in whole])
 
 # %% ../../nbs/experiments/shift.ipynb #a556008b
 def table(found: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +73,9 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     whole = found[found["severity"] == 0].groupby("system")["accuracy_percent"].mean()
     for name in SYSTEMS:
         if name not in each.index: continue
-        rows.append({"system": name} | accuracy_of(each.loc[name, "accuracy_percent"]) | {k: v for m in METRICS[1:] for k, v in spread_of(each.loc[name, m], m).items()} | {"clean_accuracy_percent": whole.get(name, float("nan"))})
+        rows.append({"system": name} | accuracy_of(each.loc[name, "accuracy_percent"])
+                    | {k: v for m in METRICS[1:] for k, v in spread_of(each.loc[name, m], m).items()}
+                    | {"clean_accuracy_percent": whole.get(name, float("nan"))})
     return pd.DataFrame(rows)
 
 def tests(found: pd.DataFrame, metric: str = "accuracy_percent") -> tuple[pd.DataFrame | None, str]:
@@ -129,7 +132,8 @@ def result(records: Records, published: dict) -> Result | None:
     counts = by["n"].astype(int)
     n = counted(counts.iloc[0]) if counts.nunique() == 1 else ", ".join(f"{counted(k)} ({name})" for name, k in counts.items())
     kinds, levels = under["corruption"].nunique(), under["severity"].nunique()
-    said = [f"Over {kinds} corruptions at {levels} severities of {images:,} test images {said_of(best)} has the highest mean accuracy" + (f"; {said_of(REFERENCE)}" if best != REFERENCE and REFERENCE in by.index else "")
+    said = [f"Over {kinds} corruptions at {levels} severities of {images:,} test images {said_of(best)} has the highest mean accuracy"
+            + (f"; {said_of(REFERENCE)}" if best != REFERENCE and REFERENCE in by.index else "")
             + f" (n = {n}{', 95 % intervals' if by['n'].max() > 1 else ''})." + others]
     for metric, name, unit in (("accuracy_percent", "accuracy", "points"), ("nll_nats", "NLL", "nats")):
         compared, note = tests(found, metric)
@@ -137,6 +141,7 @@ def result(records: Records, published: dict) -> Result | None:
             tables["shift_tests" if name == "accuracy" else "shift_tests_nll"] = compared
             said.append(verdict(compared, REFERENCE, unit, f"mean {name} under corruption"))
         if name == "accuracy" and note: said.append(note.strip())
-    caption = (f"Accuracy, its difference from {REFERENCE} by seed, and calibration error (ECE) against severity, means over {kinds} corruptions, each column one rival; thin lines are seeds, bands 95 % BCa intervals; "
+    caption = (f"Accuracy, its difference from {REFERENCE} by seed, and calibration error (ECE) against severity, means over {kinds} "
+               f"corruptions, each column one rival; thin lines are seeds, bands 95 % BCa intervals; "
                f"{images:,} images under corruption{', severity 0: the clean test split' if whole else ''}; n = {n}.")
     return Result(said, tables, {"shift": (shift_figure(found), caption)}, shifted + whole)

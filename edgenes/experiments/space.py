@@ -43,7 +43,8 @@ def counts(space: SearchSpace) -> list[int]:
     for _, node in space.places:
         # a node chooses k of its sources, each with an operation; s of the k (source, operation) pairs are those of alpha*
         sources = node
-        ways = [comb(k, s) * sum(comb(k - s, b) * (o - 1) ** b * comb(sources - k, k - s - b) * o ** (k - s - b) for b in range(k - s + 1)) for s in range(k + 1)]
+        ways = [comb(k, s) * sum(comb(k - s, b) * (o - 1) ** b * comb(sources - k, k - s - b) * o ** (k - s - b) for b in range(k - s + 1))
+                for s in range(k + 1)]
         found = np.convolve(found, np.array(ways, dtype=object))
     return [int(x) for x in found]
 
@@ -59,7 +60,8 @@ def cloud(optimum: Genotype, path: list[Genotype], each: int = 40, seed: int = 0
     place = MDS(2, n_init=1, random_state=seed, max_iter=300, **given).fit_transform(distance)
     asked, kept = squareform(distance), pdist(place)
     kind = ["alpha*"] + ["random"] * len(drawn) + ["path"] * len(path)
-    frame = pd.DataFrame({"x": place[:, 0] - place[0, 0], "y": place[:, 1] - place[0, 1], "kind": kind, "shared_edges": [optimum.shared_edges(g) for g in everyone]})
+    frame = pd.DataFrame({"x": place[:, 0] - place[0, 0], "y": place[:, 1] - place[0, 1], "kind": kind,
+                          "shared_edges": [optimum.shared_edges(g) for g in everyone]})
     return frame, float(np.sqrt(((asked - kept) ** 2).sum() / (asked**2).sum()))
 
 def contour(frame: pd.DataFrame) -> tuple[np.ndarray, float, float]:
@@ -90,7 +92,8 @@ def plane(ax: Any, frame: pd.DataFrame, colours: list) -> None:
     ax.scatter(0, 0, marker="*", s=170, color="crimson", edgecolors="white", zorder=4, label="alpha*")
     for name, shared, side in zip(("lambda_1", "lambda_2"), ends, (-1, 1)):
         outline, corner = np.asarray(ellipse(shared).get_verts()), np.array([side, -1]) * 0.97 * reach
-        ax.annotate(f"{name} = {shared}", outline[np.argmin(((outline - corner) ** 2).sum(1))], xytext=corner, ha="left" if side < 0 else "right", va="bottom", fontsize=9, zorder=5,
+        ax.annotate(f"{name} = {shared}", outline[np.argmin(((outline - corner) ** 2).sum(1))], xytext=corner,
+                    ha="left" if side < 0 else "right", va="bottom", fontsize=9, zorder=5,
                     arrowprops={"arrowstyle": "->", "color": "0.2"}, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), title="genotypes around alpha*")
     ax.legend(fontsize=7.5, loc="upper right", bbox_to_anchor=(0, 1), frameon=False)  # beside the plane: the path may go anywhere
@@ -134,14 +137,21 @@ def result(records: Records, published: dict) -> Result | None:
     many, paths = counts(optimum.space), visited(found)
     frame, stress = cloud(optimum, path)
     far = sum(many[: len(many) // 2]) / sum(many)
-    said = [f"Of {sum(many):,} genotypes {many[0]:,} share no edge with alpha* and {many[-2]:,} share all but one: {100 * far:.1f} % share fewer than {len(many) // 2}. A random draw is far from alpha*; to come near it, it has to be steered.",
-            f"The plane keeps distances between genotypes with a stress of {stress:.2f} (0: exactly), and the ellipses have a correlation of {contour(frame)[2]:.2f} with the distances from alpha*: "
+    said = [f"Of {sum(many):,} genotypes {many[0]:,} share no edge with alpha* and {many[-2]:,} share all but one: {100 * far:.1f} % share "
+            f"fewer than {len(many) // 2}. A random draw is far from alpha*; to come near it, it has to be steered.",
+            f"The plane keeps distances between genotypes with a stress of {stress:.2f} (0: exactly), and the ellipses have a correlation "
+            f"of {contour(frame)[2]:.2f} with the distances from alpha*: "
             "how far a genotype is from alpha* can be read off the picture better than how far two are from one another."]
     if len(paths):
         s, n = summary(paths.groupby("seed")["genotypes"].sum()), len(found)
-        said.append(f"The path of a hypernetwork has {s['mean']:.1f} different genotypes at {len(path)} values of lambda" + (f" (95 % interval {s['ci_low']:.1f} to {s['ci_high']:.1f}; n = {n} seeds)." if n > 1 else " (one seed)."))
-    tables = {"F1": pd.DataFrame({"shared_edges": range(len(many)), "genotypes": many, "share": np.array(many) / sum(many)})} | ({"F1_paths": paths} if len(paths) else {})
-    caption = (f"Left: n = {(frame['kind'] == 'random').sum()} genotypes, as many at each distance from alpha* (edges in which they differ), on a plane that keeps distances with a stress of {stress:.2f}; dashed: ellipses of equal distance, fitted; "
-               "shaded: from lambda_1 to lambda_2" + (f"; black: the path of the hypernetwork of seed {found[0]['inputs']['seed']}, one of {len(found)}" if path else "") + ". Right: how many genotypes there are, exactly, so without intervals"
+        said.append(f"The path of a hypernetwork has {s['mean']:.1f} different genotypes at {len(path)} values of lambda"
+                    + (f" (95 % interval {s['ci_low']:.1f} to {s['ci_high']:.1f}; n = {n} seeds)." if n > 1 else " (one seed)."))
+    tables = {"F1": pd.DataFrame({"shared_edges": range(len(many)), "genotypes": many,
+                                  "share": np.array(many) / sum(many)})} | ({"F1_paths": paths} if len(paths) else {})
+    caption = (f"Left: n = {(frame['kind'] == 'random').sum()} genotypes, as many at each distance from alpha* (edges in which they "
+               f"differ), on a plane that keeps distances with a stress of {stress:.2f}; dashed: ellipses of equal distance, fitted; "
+               "shaded: from lambda_1 to lambda_2"
+               + (f"; black: the path of the hypernetwork of seed {found[0]['inputs']['seed']}, one of {len(found)}" if path else "")
+               + ". Right: how many genotypes there are, exactly, so without intervals"
                + (f"; marks: how many different ones the path of each seed meets (n = {len(found)}, {len(path)} values of lambda)." if path else "."))
     return Result(said, tables, {"F1": (space_figure(frame, many, paths), caption)}, found)

@@ -48,7 +48,8 @@ def point(shop: Shop, seed: int, name: str, step: int) -> Plan:
     so_far = lambda record: sum(entry["seconds"] for entry in record["results"]["log"][:epoch])
     _, records = yield from searched(shop, seed, p.members if name == "DartsEns" else 1)
     if name == "DartsEns":
-        found, places, iteration, seconds = [r["results"]["log"][epoch - 1]["genotypes"][0] for r in records], None, p.members * epoch, sum(map(so_far, records))
+        found, places, iteration, seconds = [r["results"]["log"][epoch - 1]["genotypes"][0]
+                                             for r in records], None, p.members * epoch, sum(map(so_far, records))
     else:
         _, _, record, _ = yield from trained(shop, seed)
         grid, lams = lambda_grid(p.space.max_shared), spread_lambdas(p)
@@ -80,7 +81,8 @@ def counted(n: int) -> str: return f"{n} seed{'' if n == 1 else 's'}"
 
 def seed_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
     "How the line of each seed is drawn: a colour, and another dash where the colours are used up."
-    return {seed: {"color": sns.color_palette("colorblind")[i % 10], "ls": ("-", "--", "-.", ":")[i // 10 % 4], "label": f"seed {seed}"} for i, seed in enumerate(sorted(set(seeds)))}
+    return {seed: {"color": sns.color_palette("colorblind")[i % 10], "ls": ("-", "--", "-.", ":")[i // 10 % 4], "label": f"seed {seed}"}
+            for i, seed in enumerate(sorted(set(seeds)))}
 
 # %% ../../nbs/experiments/speed.ipynb #376b007
 AXES = {"over iterations": "share_percent", "over total seconds": "total_seconds"}
@@ -106,7 +108,8 @@ def areas(found: pd.DataFrame, axis: str = "share_percent", start: int = 1) -> p
     for seed, part in found[found["step"] >= start].groupby("seed"):
         ends = part.groupby("system")[axis].agg(["min", "max"])
         low, high = ends["min"].max(), ends["max"].min()
-        rows[seed] = {"window_from": low, "window_to": high} | {name: height(c, axis, low, high) if low < high else np.nan for name, c in part.groupby("system")}
+        rows[seed] = {"window_from": low, "window_to": high} | {name: height(c, axis, low, high) if low < high else np.nan for name,
+                                                                c in part.groupby("system")}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/experiments/speed.ipynb #376b007b
@@ -115,7 +118,8 @@ def thresholds(found: pd.DataFrame) -> pd.DataFrame:
     goal = found[(found["system"] == "DartsEns") & (found["step"] == found["step"].max())]["accuracy_percent"].mean()
     rows = []
     for (name, seed), c in found.groupby(["system", "seed"]):
-        rows.append({"system": name, "seed": seed, "threshold_percent": goal, "seconds": c["total_seconds"][c["accuracy_percent"] >= goal].min(), "until_seconds": c["total_seconds"].max()})
+        rows.append({"system": name, "seed": seed, "threshold_percent": goal,
+                     "seconds": c["total_seconds"][c["accuracy_percent"] >= goal].min(), "until_seconds": c["total_seconds"].max()})
     return pd.DataFrame(rows)
 
 def race(times: pd.DataFrame) -> str:
@@ -127,8 +131,10 @@ def race(times: pd.DataFrame) -> str:
         said.append(f"{part['seconds'].notna().sum()} of {len(part)} runs of {name} ({later})")
     first = {a: int((wide["seconds"][a] < wide["bound"][b]).sum()) for a, b in (SYSTEMS, SYSTEMS[::-1])}
     decided = sum(first.values())
-    test = (f"a sign test of the decided pairs gives p = {binomtest(first['EdgeNES'], decided).pvalue:.2g}, and no p of so few is below {2.0 ** (1 - decided):.2g}" if decided > 1 else "no test is possible")
-    return (f"The mean of DartsEns at its end, {times['threshold_percent'].iloc[0]:.1f} %, is reached by {' and '.join(said)}; runs that do not reach it count as later. "
+    test = (f"a sign test of the decided pairs gives p = {binomtest(first['EdgeNES'], decided).pvalue:.2g}, and no p of so few is below "
+            f"{2.0 ** (1 - decided):.2g}" if decided > 1 else "no test is possible")
+    return (f"The mean of DartsEns at its end, {times['threshold_percent'].iloc[0]:.1f} %, is reached by {' and '.join(said)}; runs that "
+            f"do not reach it count as later. "
             f"EdgeNES is first in {first['EdgeNES']} seeds, DartsEns in {first['DartsEns']}, and {len(wide) - decided} cannot be decided: {test}.")
 
 # %% ../../nbs/experiments/speed.ipynb #376b009
@@ -173,12 +179,17 @@ def printed_tables(found: pd.DataFrame, published: dict) -> dict[str, pd.DataFra
     if not read or not slides: return {}
     share = 100 * np.array(read["iteration"]) / read["iteration"][-1]
     means = found.groupby(["system", "step"])[["share_percent", "accuracy_percent"]].mean()
-    ours = {f"{name}_ours_percent": np.interp(share, means.loc[name]["share_percent"], means.loc[name]["accuracy_percent"], left=np.nan, right=np.nan) for name in SYSTEMS}
-    curve = pd.DataFrame({"iteration": read["iteration"], "share_percent": share} | {f"{name}_read_off_percent": 100 * np.array(read[name]) for name in SYSTEMS} | ours)
+    ours = {f"{name}_ours_percent": np.interp(share, means.loc[name]["share_percent"], means.loc[name]["accuracy_percent"], left=np.nan,
+                                              right=np.nan) for name in SYSTEMS}
+    curve = pd.DataFrame({"iteration": read["iteration"], "share_percent": share}
+                         | {f"{name}_read_off_percent": 100 * np.array(read[name]) for name in SYSTEMS} | ours)
     rows, height_of = [], areas(found)
     for name, other in (SYSTEMS, SYSTEMS[::-1]):
-        rows.append({"system": name, "slides_as_labelled": slides["auc"][name][0], "slides_as_labelled_sd": slides["auc"][name][1], "slides_labels_swapped": slides["auc"][other][0], "slides_labels_swapped_sd": slides["auc"][other][1],
-                     "read_off_sum_of_last_6": sum(read[name][-6:]), "read_off_mean_height_percent": 100 * auc(read["iteration"], read[name]), "n": len(height_of)} | spread_of(height_of[name], "ours_mean_height_percent"))
+        rows.append({"system": name, "slides_as_labelled": slides["auc"][name][0], "slides_as_labelled_sd": slides["auc"][name][1],
+                     "slides_labels_swapped": slides["auc"][other][0], "slides_labels_swapped_sd": slides["auc"][other][1],
+                     "read_off_sum_of_last_6": sum(read[name][-6:]),
+                     "read_off_mean_height_percent": 100 * auc(read["iteration"], read[name]), "n": len(height_of)}
+                    | spread_of(height_of[name], "ours_mean_height_percent"))
     return {"F2_published": curve, "F2_published_auc": pd.DataFrame(rows)}
 
 # %% ../../nbs/experiments/speed.ipynb #376b012b
@@ -188,18 +199,26 @@ def result(records: Records, published: dict) -> Result | None:
     if found.empty or found["step"].max() < 2: return None
     n, times, compared, sensitivity = found["seed"].nunique(), thresholds(found), tests(found), starts(found)
     wide = pd.concat({name: areas(found, axis) for name, axis in AXES.items()}, names=["AUC", "seed"]).reset_index()
-    tables = {"F2": wide, "F2_threshold": times} | {k: t for k, t in (("F2_tests", compared), ("F2_starts", sensitivity)) if t is not None} | printed_tables(found, published)
+    tables = {"F2": wide, "F2_threshold": times} | {k: t for k,
+                                                    t in (("F2_tests", compared), ("F2_starts", sensitivity))
+                                                    if t is not None} | printed_tables(found, published)
     seeds = counted(n)
     said = []
     for name, part in wide.groupby("AUC"):
         part = part.dropna()
-        heights = " and ".join(f"{within(pd.Series(spread_of(part[s], 'auc')), 'auc', 2, ' %')} for {s}" for s in SYSTEMS) if len(part) else "not to be compared"
-        said.append(f"The mean height of the curve {name} is {heights} (n = {len(part)} of {seeds} whose curves share a window{', 95 % intervals' if len(part) > 1 else ''}).")
+        heights = " and ".join(f"{within(pd.Series(spread_of(part[s], 'auc')), 'auc', 2, ' %')} for {s}"
+                               for s in SYSTEMS) if len(part) else "not to be compared"
+        said.append(f"The mean height of the curve {name} is {heights} (n = {len(part)} of {seeds} whose curves share a "
+                    f"window{', 95 % intervals' if len(part) > 1 else ''}).")
     said[-1] += left_out
     if compared is not None: said.append(verdict(compared, "DartsEns", what="EdgeNES's mean height of the curve"))
-    if sensitivity is not None: said.append(f"Over all starts the difference over iterations lies between {sensitivity['difference'].min():+.2f} and {sensitivity['difference'].max():+.2f} points, its uncorrected permutation p "
-                                            f"between {sensitivity['p_permutation'].min():.2g} and {sensitivity['p_permutation'].max():.2g}; none of the starts but the first is a test.")
+    if sensitivity is not None: said.append(f"Over all starts the difference over iterations lies between "
+                                            f"{sensitivity['difference'].min():+.2f} and {sensitivity['difference'].max():+.2f} points, "
+                                            f"its uncorrected permutation p "
+                                            f"between {sensitivity['p_permutation'].min():.2g} and "
+                                            f"{sensitivity['p_permutation'].max():.2g}; none of the starts but the first is a test.")
     sources = systems_of(records, "speed")
-    caption = (f"Test accuracy of an ensemble of {len(sources[0]['inputs']['pool'])} along the search; small marks are seeds, lines means, bands 95 % BCa intervals of the mean accuracy (at mean seconds, right), dotted: the goal of the times; n = {seeds}. "
+    caption = (f"Test accuracy of an ensemble of {len(sources[0]['inputs']['pool'])} along the search; small marks are seeds, lines means, "
+               f"bands 95 % BCa intervals of the mean accuracy (at mean seconds, right), dotted: the goal of the times; n = {seeds}. "
                "Iterations are epochs of search: of all runs of DartsEns, and of EdgeNES's hypernetwork alone; seconds hold both searches of EdgeNES.")
     return Result([*said, race(times)], tables, {"F2": (speed_figure(found, times["threshold_percent"].iloc[0]), caption)}, sources)

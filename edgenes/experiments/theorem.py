@@ -62,14 +62,17 @@ def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd
     rows = []
     for name in DISTRIBUTIONS:
         drawn = simulate_overlap(n_members, max_shared, trials, 0, name)
-        rows.append({"lambda": name, "members": n_members, "max_shared": max_shared, "formula": expected_updated_edges(n_members, max_shared, name), "enumeration": float(enumerated(n_members, max_shared, name)),
-                     "simulation": drawn.mean(), "simulation_se": drawn.std(ddof=1) / trials**0.5, "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
+        rows.append({"lambda": name, "members": n_members, "max_shared": max_shared,
+                     "formula": expected_updated_edges(n_members, max_shared, name), "enumeration": float(enumerated(n_members, max_shared, name)),
+                     "simulation": drawn.mean(), "simulation_se": drawn.std(ddof=1) / trials**0.5,
+                     "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/theorem.ipynb #b521016
 def overlaps(records: Records) -> pd.DataFrame:
     "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES, with the two means of the theorem; mean overlap a step for DartsEns."
-    chosen = {r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]] for r in systems_of(records, "quality") if r["inputs"]["system"] == "EdgeNES"}
+    chosen = {r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]] for r in systems_of(records, "quality")
+              if r["inputs"]["system"] == "EdgeNES"}
     runs: dict[int, list[float]] = {}
     for r in all_records(records, "darts"):
         if r["inputs"].get("variant"): continue
@@ -82,8 +85,10 @@ def overlaps(records: Records) -> pd.DataFrame:
         if seed not in chosen or not steps: continue
         own, members, top = places(optimum), [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]], optimum.space.max_shared
         active, shared = float(np.mean([len(s & own) for s in steps])), float(np.mean([len(m & own) for m in members]))
-        rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": top, "active_of_optimum": active, "shared_by_member": shared, "pairs_if_uniform": len(members) * active * shared / top,
-                     "pairs_of_optimum": np.mean([sum(len(s & m & own) for m in members) for s in steps]), "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
+        rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": top, "active_of_optimum": active,
+                     "shared_by_member": shared, "pairs_if_uniform": len(members) * active * shared / top,
+                     "pairs_of_optimum": np.mean([sum(len(s & m & own) for m in members) for s in steps]),
+                     "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
                      "distinct_of_all": np.mean([len(s & set().union(*members)) for s in steps]), "dartsens": np.mean(runs.get(seed, [np.nan]))})
     return pd.DataFrame(rows)
 
@@ -103,7 +108,8 @@ def ratio_panel(ax: Any, counted: pd.DataFrame) -> None:
         for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
             row = counted[counted["seed"] == seed]
             ax.plot(row["members"] + apart, row["pairs_of_optimum"] / top, ls="none", ms=4.5, mew=0, zorder=3, **style)
-        mean_line(ax, counted.assign(ratio=counted["pairs_of_optimum"] / top), "members", "ratio", 0.4, color="black", ls="none", marker="_", ms=9, mew=2, label="counted, edges of alpha*")
+        mean_line(ax, counted.assign(ratio=counted["pairs_of_optimum"] / top), "members", "ratio", 0.4, color="black", ls="none",
+                  marker="_", ms=9, mew=2, label="counted, edges of alpha*")
     ax.set(xlabel="members N", xticks=ns, ylabel="updated edges of the ensemble a step,\nover those of DartsEns (Lambda)")
     ax.legend(fontsize=7, frameon=False, loc="upper left")
 
@@ -112,13 +118,15 @@ def parts_panel(ax: Any, counted: pd.DataFrame) -> None:
     "Edges of alpha* active in a step and shared by a member, and the pairs that these would make if edges were uniform, and do make; every seed a mark."
     if counted.empty: return
     top, members, styles = int(counted["max_shared"].iloc[0]), int(counted["members"].iloc[0]), seed_styles(counted["seed"])
-    names = {"active_of_optimum": "active\nin a step", "shared_by_member": "shared by\na member", "pairs_if_uniform": "pairs, if\nuniform", "pairs_of_optimum": "pairs,\ncounted"}
+    names = {"active_of_optimum": "active\nin a step", "shared_by_member": "shared by\na member", "pairs_if_uniform": "pairs, if\nuniform",
+             "pairs_of_optimum": "pairs,\ncounted"}
     long = counted.rename(columns={name: i for i, name in enumerate(names)}).melt("seed", list(range(4)), "at", "edges").astype({"at": int, "edges": float})
     for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
         part = long[long["seed"] == seed]
         ax.plot(part["at"] + apart - 0.06, part["edges"], ls="none", ms=4.5, mew=0, label=f"seed {seed}", **style)
     mean_line(ax, long, "at", "edges", 0.32, color="black", ls="none", marker="_", ms=9, mew=2, label="mean, 95 % interval" if len(styles) > 1 else "mean")
-    for name, colour, line in (("discrete_from_one", sns.color_palette("colorblind")[0], "-"), ("continuous", sns.color_palette("colorblind")[2], "--")):  # as in the first panel
+    for name, colour, line in (("discrete_from_one", sns.color_palette("colorblind")[0], "-"),
+                               ("continuous", sns.color_palette("colorblind")[2], "--")):  # as in the first panel
         mean, whole = float(sum(k * p for k, p in sizes_of(name, top).items())), expected_updated_edges(members, top, name)
         ax.hlines([mean, whole], [-0.45, 1.55], [1.45, 3.45], color=colour, ls=line, lw=1.6, label=f"theorem, {name.replace('_', ' ')}")
     ax.set(xticks=range(4), xticklabels=names.values(), ylabel="edges of alpha*; (edge, member) pairs", ylim=(0, None))
@@ -129,12 +137,14 @@ def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     fig, axes = figure(1, 3, 4.7, 3.9)
     ratio_panel(axes[0], counted)
     parts_panel(axes[1], counted)
-    if len(counted): fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)  # the marks of the first two panels
+    if len(counted): fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8,
+                                frameon=False)  # the marks of the first two panels
     for name, colour, apart in zip(POOLS, sns.color_palette("colorblind"), (-0.12, 0, 0.12)):
         part = sizes[sizes["system"] == name] if len(sizes) else sizes
         for _, group in part.groupby("seed") if len(part) else (): axes[2].plot(group["members"] + apart, group["accuracy_percent"], lw=0.6, alpha=0.45, color=colour)
         if len(part): mean_line(axes[2], part, "members", "accuracy_percent", apart, color=colour, ms=4, label=name)
-    axes[2].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)", xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
+    axes[2].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)",
+                xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
     if len(sizes): axes[2].legend(fontsize=8, frameon=False, loc="lower right")
     return fig
 
@@ -156,18 +166,28 @@ def result(records: Records, published: dict) -> Result | None:
     formula = checks(int(counted["members"].iloc[0]), int(counted["max_shared"].iloc[0]), 20_000) if len(counted) else checks(trials=20_000)
     by = formula.set_index("lambda")
     slides, zero, real = (by.loc[name] for name in DISTRIBUTIONS)
-    said = [f"For N = {slides['members']:g}, Lambda = {slides['max_shared']:g} the formula gives {slides['formula']:.4f} with lambda from U{{1..Lambda}}, the enumeration {slides['enumeration']:.4f}, the simulation {slides['simulation']:.3f} ± {slides['simulation_se']:.3f} (standard error); "
-            f"from U{{0..Lambda}} they give {zero['formula']:.4f}, {zero['enumeration']:.4f} and {zero['simulation']:.3f} ± {zero['simulation_se']:.3f}, from the continuous U(0, Lambda), rounded, {real['formula']:.4f}, {real['enumeration']:.4f} and {real['simulation']:.3f} ± {real['simulation_se']:.3f}: "
+    said = [f"For N = {slides['members']:g}, Lambda = {slides['max_shared']:g} the formula gives {slides['formula']:.4f} with lambda from "
+            f"U{{1..Lambda}}, the enumeration {slides['enumeration']:.4f}, the simulation {slides['simulation']:.3f} ± "
+            f"{slides['simulation_se']:.3f} (standard error); "
+            f"from U{{0..Lambda}} they give {zero['formula']:.4f}, {zero['enumeration']:.4f} and {zero['simulation']:.3f} ± "
+            f"{zero['simulation_se']:.3f}, from the continuous U(0, Lambda), rounded, {real['formula']:.4f}, {real['enumeration']:.4f} and "
+            f"{real['simulation']:.3f} ± {real['simulation_se']:.3f}: "
             f"{real['ratio_to_dartsens']:.2f} of what DartsEns updates, where U{{1..Lambda}} has {slides['ratio_to_dartsens']:.2f}."]
     tables, n, runs = {"TH": formula}, len(counted), sizes["seed"].nunique() if len(sizes) else 0
     if n: tables["TH_counted"], said = counted, said + counted_sentences(counted)
     if runs:
         tables["TH_size"], compared = size_table(sizes), size_tests(sizes)
         means = tables["TH_size"].set_index(["system", "members"])["accuracy_percent"]
-        said.append("From one member to all candidates, mean accuracy goes " + "; ".join(f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})" for name in POOLS if name in means.index) + f" (n = {runs}).")
+        said.append("From one member to all candidates, mean accuracy goes "
+                    + "; ".join(f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})" for name in POOLS
+                                if name in means.index) + f" (n = {runs}).")
         if compared is not None: tables["TH_size_tests"], said = compared, [*said, verdict(compared, "one member", what="the accuracy of all candidates together")]
-    caption = (f"Left: gain over DartsEns (ratio of edges a step) against ensemble size, formulas and n = {n} real training{'s' if n != 1 else ''}. Middle: edges of alpha* active in a step and shared by a member, and the (edge, member) pairs that they would make if edges were uniform, "
-               f"and do make, beside the theorem (n = {n}). Right: test accuracy of the best n of N candidates, thin lines are seeds, thick ones means (n = {runs} seed{'s' if runs != 1 else ''}). " + ("Bars: 95 % BCa intervals over seeds." if max(n, runs) > 1 else "No intervals without two seeds."))
+    caption = (f"Left: gain over DartsEns (ratio of edges a step) against ensemble size, formulas and n = {n} real "
+               f"training{'s' if n != 1 else ''}. Middle: edges of alpha* active in a step and shared by a member, and the (edge, member) "
+               f"pairs that they would make if edges were uniform, "
+               f"and do make, beside the theorem (n = {n}). Right: test accuracy of the best n of N candidates, thin lines are seeds, "
+               f"thick ones means (n = {runs} seed{'s' if runs != 1 else ''}). "
+               + ("Bars: 95 % BCa intervals over seeds." if max(n, runs) > 1 else "No intervals without two seeds."))
     return Result(said, tables, {"TH": (theorem_figure(counted, sizes), caption)}, hypernetworks(records) + systems_of(records, "size"))
 
 # %% ../../nbs/experiments/theorem.ipynb #b521028
@@ -179,7 +199,12 @@ def counted_sentences(counted: pd.DataFrame) -> list[str]:
     mean = {name: float(sum(k * p for k, p in sizes_of(name, top).items())) for name in ("continuous", "discrete_from_one")}
     left = s["pairs_of_optimum"]["mean"] - s["pairs_if_uniform"]["mean"]
     kept, any_edge = (counted["pairs_of_optimum"] / (counted["members"] * counted["shared_by_member"])).mean(), s["active_of_optimum"]["mean"] / top
-    return [f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {say('pairs_of_optimum')} (edge, member) pairs of alpha*'s edges, {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, "
-            f"where the formula for the lambda of training says {expected_updated_edges(members, top, 'continuous'):.2f}; a DARTS epoch's architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.",
-            f"The formula has {mean['continuous']:g} edges of alpha* active in a step and shared by a member ({mean['discrete_from_one']:g} for U{{1..Lambda}}). Really {say('active_of_optimum')} are active and {say('shared_by_member')} shared; uniform edges in these numbers would make {say('pairs_if_uniform')} pairs. "
-            f"The {'rest' if left > 0 else 'difference'}, {left:+.2f}, comes from which edges they are: an edge of alpha* that a member keeps is active in {100 * kept:.0f} % of the steps, an edge of alpha* on average in {100 * any_edge:.0f} %."]
+    return [f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {say('pairs_of_optimum')} (edge, member) pairs of "
+            f"alpha*'s edges, {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, "
+            f"where the formula for the lambda of training says {expected_updated_edges(members, top, 'continuous'):.2f}; a DARTS epoch's "
+            f"architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.",
+            f"The formula has {mean['continuous']:g} edges of alpha* active in a step and shared by a member "
+            f"({mean['discrete_from_one']:g} for U{{1..Lambda}}). Really {say('active_of_optimum')} are active and "
+            f"{say('shared_by_member')} shared; uniform edges in these numbers would make {say('pairs_if_uniform')} pairs. "
+            f"The {'rest' if left > 0 else 'difference'}, {left:+.2f}, comes from which edges they are: an edge of alpha* that a member "
+            f"keeps is active in {100 * kept:.0f} % of the steps, an edge of alpha* on average in {100 * any_edge:.0f} %."]
