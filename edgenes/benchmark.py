@@ -220,6 +220,8 @@ def quick(repeats: int = 2) -> tuple[list[dict[str, Any]], dict[str, float]]:
     return [row("faithful step, 1 thread", times["faithful"], times["plain"]), row("sampled step, 1 thread", times["sampled"], times["plain"]),
             memory(), operations()], gaps
 
+
+# %% ../nbs/20_benchmark.ipynb #cf37024b
 PROFILE_SIZES = {"cpu": {"batch": 16, "size": 16, "channels": 8}, "demo": {"batch": 32, "size": 8, "channels": 4, "classes": 10}}
 
 def small_steps(repeats: int = 5) -> list[dict[str, Any]]:
@@ -327,6 +329,8 @@ def processes(name: str = "the paper's network", steps: int = 6, **sizes: Any) -
     one = float(_child(f"timed_steps({steps}, 2{given})", 2))
     return row(f"a step of the machine, {name}: 2 processes of 1 thread against 1 of 2", [max(both) / (2 * steps)], [one / steps])
 
+
+# %% ../nbs/20_benchmark.ipynb #cf37029b
 def selection(candidates: int = 20, members: int = 5, images: int = 5000, classes: int = 100) -> dict[str, Any]:
     "Seconds of the exhaustive selection by accuracy and by NLL; there is no plain version, the goal is 20 s."
     import numpy as np

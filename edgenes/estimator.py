@@ -146,6 +146,12 @@ class Judged(Answers):
         codes = np.array([index[str(name)] for name in classes])[split.labels.numpy()]
         return ensemble_metrics(self.member_proba(split.images.permute(0, 2, 3, 1).numpy()), codes)
 
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        "Share of right labels on images and labels, or on the test set at a path."
+        if not isinstance(X, (str, Path)): return ClassifierMixin.score(self, X, y, sample_weight)
+        require(sample_weight is None, f"{X} is a path, whose images have no weights: give arrays, or leave sample_weight out")
+        return self.evaluate(X, y)["accuracy_percent"] / 100
+
     def sample(self, lam: float) -> Genotype:
         "The architecture at lambda, the number of edges to share with `optimum_`."
         check_is_fitted(self, "members_")
@@ -214,12 +220,6 @@ class EdgeNES(Kept, Parameters):
         small, val = shrunk(data, profile.downscale).to(where), data.val.to(where)
         with Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
         return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
-
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        "Share of right labels on images and labels, or on the test set at a path."
-        if not isinstance(X, (str, Path)): return super().score(X, y, sample_weight)
-        require(sample_weight is None, f"{X} is a path, whose images have no weights: give arrays, or leave sample_weight out")
-        return self.evaluate(X, y)["accuracy_percent"] / 100
 
     def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:
         self.classes_, self.image_shape_, self.n_features_in_ = classes, shape, math.prod(shape)

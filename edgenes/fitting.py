@@ -193,7 +193,6 @@ class Run:
         self.bar = tqdm(total=seconds or 1.0, disable=not verbose, bar_format=f"{{desc}}{{percentage:3.0f}}% [{{elapsed}} {left}]")
 
     def __enter__(self) -> Run: return self
-
     def __exit__(self, *_: Any) -> None: self.bar.close()
 
     def until(self, share: float) -> float:
