@@ -22,7 +22,7 @@ endif
 
 .PHONY: all test report readme site venv lock clean help
 
-all: $(READY) ## run the pipeline of PROFILE (demo, cpu or paper) into results/PROFILE/
+all: $(READY) ## run the pipeline of PROFILE (demo, cpu, cpu-long or paper) into results/PROFILE/
 	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
 
 report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
@@ -47,8 +47,9 @@ venv: $(READY) ## build .venv from the lock; EXTRAS=dev,scale adds what a cluste
 $(READY): requirements.lock settings.ini pyproject.toml setup.py
 	$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgenes needs Python 3.10 or newer, for instance: make PY=python3.11")'
 	test -x $(BIN)/pip || $(PY) -m venv .venv
-	$(PIP) install $(PIP_ARGS) -c requirements.lock setuptools
-	$(PIP) install $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$(EXTRAS)]'
+	@echo "installing into .venv: several GB, minutes"
+	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock setuptools
+	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 lock: ## pin the requirements of settings.ini anew; present pins stay unless UPGRADE=--upgrade is given

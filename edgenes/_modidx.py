@@ -433,6 +433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'edgenes.fitting.search_steps_in': ('fitting.html#search_steps_in', 'edgenes/fitting.py'),
                                  'edgenes.fitting.shorten': ('fitting.html#shorten', 'edgenes/fitting.py'),
                                  'edgenes.fitting.steps_a_pass': ('fitting.html#steps_a_pass', 'edgenes/fitting.py'),
+                                 'edgenes.fitting.threads_for': ('fitting.html#threads_for', 'edgenes/fitting.py'),
                                  'edgenes.fitting.train_candidate': ('fitting.html#train_candidate', 'edgenes/fitting.py'),
                                  'edgenes.fitting.watched': ('fitting.html#watched', 'edgenes/fitting.py')},
             'edgenes.genotype': { 'edgenes.genotype.Edge': ('genotype.html#edge', 'edgenes/genotype.py'),

@@ -22,7 +22,7 @@ __all__ = ['Saved', 'Device', 'Quiet', 'EXAMPLES', 'fit', 'predict', 'evaluate',
 # %% ../nbs/24_app.ipynb #0a87004
 Saved = Annotated[Path, typer.Argument(help="folder that `edgenes fit` wrote")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar, only notes and the result")]
 
 def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a class, or train/ and test/ with these, or an .npz file")],
         out: Annotated[Path, typer.Option(help="folder for the ensemble")],
@@ -47,6 +47,7 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
     m = EdgeNES(members, candidates, seed=seed, time_budget=time_budget, search_steps=search_steps, epochs=epochs, flip=flip,
                 relaxation=relaxation, downscale=downscale,
                 device=device, verbose=int(not quiet)).fit(folder)
+    for note in m.report_["notes"] if quiet else (): typer.echo(f"note: {note}", err=True)  # without --quiet the fit has said so itself
     typer.echo(f"wrote {m.save(out)}: validation accuracy {m.report_['validation']['accuracy_percent']:.1f} %, see {out / 'README.md'}")
 
 # %% ../nbs/24_app.ipynb #0a87006
@@ -91,7 +92,7 @@ def sample(ensemble: Saved,
     m = EdgeNES.load(ensemble, "cpu")
     genotype = m.sample(lam)
     typer.echo(genotype.to_json())
-    typer.echo(f"shares {genotype.shared_edges(m.optimum_)} of {genotype.space.max_shared} edges with the optimum", err=True)
+    typer.echo(f"asked for {lam:g}, shares {genotype.shared_edges(m.optimum_)} of {genotype.space.max_shared} edges with the optimum", err=True)
 
 # %% ../nbs/24_app.ipynb #0a87009
 def draw(source: Annotated[Path, typer.Argument(help="a genotype as JSON, or a folder that `edgenes fit` wrote")],

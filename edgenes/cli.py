@@ -38,7 +38,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="print the v
 
 
 # %% ../nbs/19_cli.ipynb #5e51004
-ProfileName = Annotated[str, typer.Argument(help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), paper (one GPU), or smoke (a test)")]
+ProfileName = Annotated[str, typer.Argument(help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), cpu-long (longer searches), paper (one GPU), or smoke (a test)")]
 Results = Annotated[Path | None, typer.Option(help="results folder; default: results/PROFILE")]
 
 @app.command(epilog="Example: edgenes run cpu --data cifar100.npz --seeds 3")
@@ -104,7 +104,8 @@ def status(profile: ProfileName = "demo",
     "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
     lacks = missing(profile, results, seeds, experiments)
     for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {len(runs)} run{'s' if runs[1:] else ''} can start, first {runs[0]}")
-    typer.echo(f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing")
+    folder = results or project_root() / "results" / profile
+    typer.echo((f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing") + f" in {folder}{'' if os.path.isdir(folder) else ', which does not exist yet'}")
 
 # %% ../nbs/19_cli.ipynb #5e51009
 @app.command(epilog="Example: edgenes scaling cpu, and on an idle machine: edgenes scaling demo --measure")
@@ -139,7 +140,7 @@ def show(folder: Path) -> None:
     published = published_figures(project_root())
     found = results(Records(folder), published)
     files = build(folder, published, found)
-    for line in statements(found): typer.echo(line)
+    for name, lines in statements(found).items(): typer.echo("\n".join([f"{name}:", *(f"  {line}" for line in lines)]))
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
 # %% ../nbs/19_cli.ipynb #5e51012

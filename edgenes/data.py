@@ -57,7 +57,7 @@ def _stratified(labels: np.ndarray,  # (N,)
     from sklearn.model_selection import train_test_split
     total = len(labels)
     if count is None or whole(count, name) == total: return np.arange(total), np.arange(0)
-    require(count < total, f"{name}={count} asks for more than the {total} images there are: use fewer")
+    require(count < total, f"{name}={count} asks for more than the {total} images there are for it, without those of the other sets: use fewer")
     classes, sizes = np.unique(labels, return_counts=True)
     try: parts = train_test_split(np.arange(total), train_size=count, stratify=labels, random_state=derive_seed(*key) % 2**32)
     except ValueError: parts = [[], []]

@@ -27,7 +27,7 @@ from . import __version__
 from .core import EdgenesError, content_hash, pick_device, read_json, require, short, stream, whole, write_atomic, write_json
 from .data import Data, Split, assemble, checked_split, draw_splits, read_part, shrunk
 from .ensembles import average
-from .fitting import Pixels, Run, make_profile, run_method
+from .fitting import Pixels, Run, make_profile, run_method, threads_for
 from .genotype import Genotype
 from .hypernetwork import Hypernetwork
 from .metrics import Uncertainty, ensemble_metrics, uncertainty
@@ -218,7 +218,7 @@ class EdgeNES(Kept, Parameters):
         choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
         profile = make_profile(data, self.seed, **choices)
         small, val = shrunk(data, profile.downscale).to(where), data.val.to(where)
-        with Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
+        with threads_for(small), Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
         return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
 
     def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +29,10 @@ from .search import SearchSettings, search
 from .tasks import Member, drawn_lambdas
 
 # %% auto #0
-__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'scale_of', 'search_settings', 'steps_a_pass', 'make_profile', 'OutOfTime', 'Watch',
-           'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten', 'plan_retraining',
-           'Pixels', 'Run', 'run_search', 'train_candidate', 'run_retraining', 'remarks', 'run_method']
+__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'FEW_PIXELS', 'scale_of', 'search_settings', 'steps_a_pass', 'make_profile',
+           'OutOfTime', 'Watch', 'watched', 'search_steps_in', 'search_share', 'plan_search', 'measure', 'shorten',
+           'plan_retraining', 'Pixels', 'Run', 'threads_for', 'run_search', 'train_candidate', 'run_retraining',
+           'remarks', 'run_method']
 
 # %% ../nbs/22_fitting.ipynb #dd47005
 def scale_of(height: int, width: int) -> int:
@@ -211,6 +213,18 @@ class Run:
     def note(self, name: str, start: float, **what: Any) -> None:
         self.spent[name] = what | {"seconds": round(time.perf_counter() - start, 3)}
         if self.verbose > 1: self.bar.write(f"{name}: {self.spent[name]}")
+
+# %% ../nbs/22_fitting.ipynb #dd47024c
+FEW_PIXELS = 16 * 16
+
+@contextmanager
+def threads_for(data: Data) -> Iterator[None]:
+    "One thread where the images have so few pixels and are on a CPU; afterwards as many as before."
+    before, (h, w) = torch.get_num_threads(), data.shape
+    if h * w <= FEW_PIXELS and data.train.images.device.type == "cpu": torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 
 # %% ../nbs/22_fitting.ipynb #dd47026
 def run_search(run: Run, name: str, settings: SearchSettings, deadline: float, cost: float, optimum: Genotype | None = None) -> tuple[Any, float]:

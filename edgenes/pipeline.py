@@ -91,12 +91,13 @@ def run(shop: Shop,
         progress: bool = True,       # a bar of finished plans on stderr
         ) -> None:
     "Runs all that the plans lack. What is finished is on disk, whenever it stops. `EdgenesError` at the end names the runs that failed."
-    state, plans, runs = None, list(plans), itertools.count(1)
+    plans, runs = list(plans), itertools.count(1)
     cuda = pick_device(shop.device).type == "cuda"
     if workers is not None: whole(workers, "workers", 1, 1000)
     workers = workers or (1 if cuda else cores())
-    with tqdm(total=len(plans), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05, leave=False) as bar:
-        state = Progress(shop, plans)
+    state = Progress(shop, plans)
+    state.missing()  # what is finished does not enter the estimate of what is left
+    with tqdm(total=len(plans), initial=len(plans) - len(state.waiting), disable=not progress, desc=shop.profile.name, unit="plan", mininterval=2, smoothing=0.05, leave=False) as bar:
         def told(task: Task | None = None) -> None:
             if task: bar.set_postfix_str(f"run {next(runs)} done: {task.kind} {task.variant or task.system}".strip(), refresh=False)
             bar.update(len(plans) - len(state.waiting) - bar.n)

@@ -183,7 +183,7 @@ def _html(records: Records, found: dict[str, Result]) -> str:
             f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}"
             + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 
-def statements(found: dict[str, Result]) -> list[str]:
-    "What the records say, in sentences computed from them, in the order of the experiments."
-    return [line for result in found.values() for line in result.said]
+def statements(found: dict[str, Result]) -> dict[str, list[str]]:
+    "What the records say, in sentences computed from them, by experiment."
+    return {name: result.said for name, result in found.items()}
 

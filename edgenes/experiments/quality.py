@@ -229,7 +229,7 @@ def why_sentences(made_of: pd.DataFrame | None, deep: pd.DataFrame) -> list[str]
             f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on "
             f"{100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
             f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} "
-            f"% of its cost is search, against {100 * d['search_share']:.0f} %."]
+            f"% of its cost is search, on average over seeds, against {100 * d['search_share']:.0f} %."]
     if deep["seed"].nunique() < 2: return said
     between, within = components(deep, "percent", "seed")
     return [*said, f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} "
@@ -243,5 +243,5 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
     listed = ", ".join(f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})" for _, r in clear.iterrows())
     return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts "
             f"{listed or 'no system'} apart from EdgeNES "
-            f"(points, 95 % intervals without correction); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
+            f"(points, 95 % intervals without correction, so they decide nothing: the paired tests do); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
             f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]

@@ -135,7 +135,7 @@ def race(times: pd.DataFrame) -> str:
             f"{2.0 ** (1 - decided):.2g}" if decided > 1 else "no test is possible")
     return (f"The mean of DartsEns at its end, {times['threshold_percent'].iloc[0]:.1f} %, is reached by {' and '.join(said)}; runs that "
             f"do not reach it count as later. "
-            f"EdgeNES is first in {first['EdgeNES']} seeds, DartsEns in {first['DartsEns']}, and {len(wide) - decided} cannot be decided: {test}.")
+            f"Seeds in which EdgeNES is first: {first['EdgeNES']}, DartsEns: {first['DartsEns']}, undecided: {len(wide) - decided}; {test}.")
 
 # %% ../../nbs/experiments/speed.ipynb #376b009
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
