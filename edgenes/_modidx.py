@@ -659,7 +659,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'edgenes.report.published_figures': ('report.html#published_figures', 'edgenes/report.py'),
                                 'edgenes.report.results': ('report.html#results', 'edgenes/report.py'),
                                 'edgenes.report.save': ('report.html#save', 'edgenes/report.py'),
-                                'edgenes.report.statements': ('report.html#statements', 'edgenes/report.py'),
                                 'edgenes.report.systems_of': ('report.html#systems_of', 'edgenes/report.py')},
             'edgenes.retraining': { 'edgenes.retraining.AuxiliaryHead': ('retraining.html#auxiliaryhead', 'edgenes/retraining.py'),
                                     'edgenes.retraining.AuxiliaryHead.__init__': ( 'retraining.html#auxiliaryhead.__init__',

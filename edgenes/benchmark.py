@@ -418,5 +418,5 @@ def roofline(repeats: int = 3, **sizes: Any) -> tuple[dict[str, float], list[dic
     figures["seconds_memory"] = gigabytes / figures["copy_gigabytes_a_second"]
     figures["fraction_of_bound"] = max(figures["seconds_arithmetic"], figures["seconds_memory"]) / seconds
     total = sum(clock.seconds.values())
-    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9} for k,
-                     v in sorted(clock.seconds.items(), key=lambda item: -item[1])]
+    return figures, [{"operation": k, "share": v / total, "gigabytes": clock.bytes[k] / 1e9}
+                     for k, v in sorted(clock.seconds.items(), key=lambda item: -item[1])]

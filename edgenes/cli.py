@@ -92,8 +92,8 @@ def missing(profile: str, results: Path | None = None, seeds: str | None = None,
     "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
     chosen = get_profile(profile)
     shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
-    return lacking(shop, {(name, seed): module.plans(shop, seed) for name,
-                          module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
+    return lacking(shop, {(name, seed): module.plans(shop, seed)
+                          for name, module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
 
 @app.command(epilog="Example: edgenes status cpu --seeds 3")
 def status(profile: ProfileName = "demo",
@@ -135,12 +135,12 @@ def experiments_of(names: str | None) -> dict[str, Any]:
 
 def show(folder: Path) -> None:
     "Builds tables and figures and prints what they say."
-    from edgenes.report import build, published_figures, results, statements
+    from edgenes.report import build, published_figures, results
     require(folder.is_dir(), f"{folder} does not exist: run the profile first")
     published = published_figures(project_root())
     found = results(Records(folder), published)
     files = build(folder, published, found)
-    for name, lines in statements(found).items(): typer.echo("\n".join([f"{name}:", *(f"  {line}" for line in lines)]))
+    for name, result in found.items(): typer.echo("\n".join([f"{name}:", *(f"  {line}" for line in result.said)]))
     typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
 
 # %% ../nbs/19_cli.ipynb #5e51012

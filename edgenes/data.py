@@ -263,8 +263,8 @@ def _published(path: Path, md5: str) -> dict[str, Any]:
 def read_torchvision(path: Path) -> Source:
     "CIFAR-100 from `path/cifar-100-python`, downloaded when absent. `EdgenesError` when there is neither a sound copy nor a network."
     from torchvision.datasets import CIFAR100, utils
-    files = [(path / CIFAR100.base_folder / name, md5) for name,
-             md5 in (*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"]))]
+    files = [(path / CIFAR100.base_folder / name, md5)
+             for name, md5 in (*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"]))]
     try:
         if not all(utils.check_integrity(str(file), md5) for file, md5 in files):
             utils.download_and_extract_archive(CIFAR100.url, str(path), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)

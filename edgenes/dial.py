@@ -63,8 +63,8 @@ _STYLE = ("body{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:
 def _edges(place: dict[str, Any]) -> str:
     "The edges of a position in words, those of the optimum in bold: what the picture shows, on any screen."
     common = set(place["optimum"].edges)
-    return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name) for edge,
-                     name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
+    return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name)
+                     for edge, name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
 
 def page(places: list[dict[str, Any]]) -> str:
     "The dial as one HTML file: a range input, a picture and a line a position; works by mouse, touch and keyboard. Without scripts it shows every position."

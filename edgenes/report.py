@@ -27,7 +27,7 @@ from .statistics import summary
 
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'accuracy_of', 'systems_of', 'frame_of', 'Result', 'experiment', 'Picture',
-           'figure', 'save', 'published_figures', 'results', 'build', 'statements']
+           'figure', 'save', 'published_figures', 'results', 'build']
 
 # %% ../nbs/18_report.ipynb #aaa8007
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement")
@@ -182,8 +182,4 @@ def _html(records: Records, found: dict[str, Result]) -> str:
             f"content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
             f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}"
             + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
-
-def statements(found: dict[str, Result]) -> dict[str, list[str]]:
-    "What the records say, in sentences computed from them, by experiment."
-    return {name: result.said for name, result in found.items()}
 

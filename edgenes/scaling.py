@@ -167,8 +167,8 @@ def measured(profile: str = "demo", experiments: str = "quality", workers: Itera
 
 def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> list[Path]:
     "Writes tables/<name>.csv."
-    return [write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")) for name,
-            frame in tables.items()]
+    return [write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+            for name, frame in tables.items()]
 
 def write_measured(folder: Path, found: dict[str, Any]) -> Path:
     "Keeps a measurement beside the tables."

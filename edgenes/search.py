@@ -307,8 +307,8 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
     optimiser.load_state_dict({"state": saved["state"], "param_groups": optimiser.state_dict()["param_groups"]})
     names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.Adam) else {"momentum_buffer"}
     for p, found in optimiser.state.items():
-        require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape) for k,
-                                            v in found.items()), "its running means have another form")
+        require(set(found) == names and all(v.is_floating_point() and v.shape == (() if k == "step" else p.shape)
+                                            for k, v in found.items()), "its running means have another form")
 
 def restore(checkpoint: Checkpoint | None, parts: dict[str, Any], epochs: int) -> list[dict[str, Any]]:
     "Puts a saved state into modules and optimisers and returns its log, of `epochs` at most; an empty log where there is none. `EdgenesError` when it does not fit."

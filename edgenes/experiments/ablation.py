@@ -32,8 +32,8 @@ RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accurac
 def plans(shop: Shop, seed: int) -> list[Plan]:
     "One plan a variant and lambda, and one a selection rule."
     inner = range(1, shop.profile.space.max_shared)
-    return [sampled(shop, seed, "ablation", name, lam, variant) for name,
-            variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
+    return [sampled(shop, seed, "ablation", name, lam, variant)
+            for name, variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
 
 def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
     "EdgeNES's pool of T2, selected by another rule."

@@ -38,14 +38,14 @@ def hypernetworks(records: Records, variant: str = "", seeds: Iterable[int] | No
 
 def calibration(found: list[dict]) -> pd.DataFrame:
     "One row a seed and lambda."
-    return pd.DataFrame([{"seed": r["inputs"]["seed"], "lambda": lam, "shared_edges": shared} for r in found for lam,
-                         shared in r["results"]["log"][-1]["calibration"]])
+    return pd.DataFrame([{"seed": r["inputs"]["seed"], "lambda": lam, "shared_edges": shared} for r in found
+                         for lam, shared in r["results"]["log"][-1]["calibration"]])
 
 def table(found: list[dict]) -> pd.DataFrame:
     "Calibration error (edges) and Spearman correlation of every hypernetwork."
     return pd.DataFrame([{"seed": seed, "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
-                          "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)} for seed,
-                         part in calibration(found).groupby("seed")])
+                          "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)}
+                         for seed, part in calibration(found).groupby("seed")])
 
 def epochs(found: list[dict]) -> pd.DataFrame:
     "One row a seed and epoch: regulariser, calibration error, and the largest distance of an architecture from its lambda."

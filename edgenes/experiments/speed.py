@@ -108,8 +108,8 @@ def areas(found: pd.DataFrame, axis: str = "share_percent", start: int = 1) -> p
     for seed, part in found[found["step"] >= start].groupby("seed"):
         ends = part.groupby("system")[axis].agg(["min", "max"])
         low, high = ends["min"].max(), ends["max"].min()
-        rows[seed] = {"window_from": low, "window_to": high} | {name: height(c, axis, low, high) if low < high else np.nan for name,
-                                                                c in part.groupby("system")}
+        rows[seed] = {"window_from": low, "window_to": high} | {name: height(c, axis, low, high) if low < high else np.nan
+                                                                for name, c in part.groupby("system")}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/experiments/speed.ipynb #376b007b
@@ -199,8 +199,8 @@ def result(records: Records, published: dict) -> Result | None:
     if found.empty or found["step"].max() < 2: return None
     n, times, compared, sensitivity = found["seed"].nunique(), thresholds(found), tests(found), starts(found)
     wide = pd.concat({name: areas(found, axis) for name, axis in AXES.items()}, names=["AUC", "seed"]).reset_index()
-    tables = {"F2": wide, "F2_threshold": times} | {k: t for k,
-                                                    t in (("F2_tests", compared), ("F2_starts", sensitivity))
+    tables = {"F2": wide, "F2_threshold": times} | {k: t
+                                                    for k, t in (("F2_tests", compared), ("F2_starts", sensitivity))
                                                     if t is not None} | printed_tables(found, published)
     seeds = counted(n)
     said = []
