@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'edgenes.cli.bench': ('cli.html#bench', 'edgenes/cli.py'),
                              'edgenes.cli.execute_notebooks': ('cli.html#execute_notebooks', 'edgenes/cli.py'),
                              'edgenes.cli.experiments_of': ('cli.html#experiments_of', 'edgenes/cli.py'),
+                             'edgenes.cli.folder_of': ('cli.html#folder_of', 'edgenes/cli.py'),
                              'edgenes.cli.main': ('cli.html#main', 'edgenes/cli.py'),
                              'edgenes.cli.missing': ('cli.html#missing', 'edgenes/cli.py'),
                              'edgenes.cli.options': ('cli.html#options', 'edgenes/cli.py'),

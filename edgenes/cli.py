@@ -17,14 +17,10 @@ import typer
 from . import __version__
 from .app import register
 from .core import EdgenesError, require, short, write_atomic
-from .pipeline import Reader, cores, lacking
-from .pipeline import run as run_pipeline
-from .profiles import get_profile, open_shop, project_root
-from .records import Records
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'options', 'run', 'report', 'bench', 'missing', 'status', 'scaling',
-           'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'options', 'folder_of', 'run', 'report', 'bench', 'missing', 'status',
+           'scaling', 'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51003b
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -36,11 +32,16 @@ def options(version: Annotated[bool, typer.Option("--version", help="print the v
     typer.echo(f"edgenes {__version__}")
     raise typer.Exit
 
-
-# %% ../nbs/19_cli.ipynb #5e51004
 ProfileName = Annotated[str, typer.Argument(help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), cpu-long (longer searches), paper (one GPU), or smoke (a test)")]
 Results = Annotated[Path | None, typer.Option(help="results folder; default: results/PROFILE")]
 
+def folder_of(profile: str, results: Path | None) -> Path:
+    "Where the records of a profile are. `EdgenesError` for an unknown profile."
+    from edgenes.profiles import get_profile, project_root
+    return results or project_root() / "results" / get_profile(profile).name
+
+
+# %% ../nbs/19_cli.ipynb #5e51004
 @app.command(epilog="Example: edgenes run cpu --data cifar100.npz --seeds 3")
 def run(profile: ProfileName = "demo",
         seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,4,5, or 3, for one); default: the profile's")] = None,
@@ -56,13 +57,15 @@ def run(profile: ProfileName = "demo",
         tables: Annotated[bool, typer.Option(help="build tables, figures and report afterwards")] = True,
         ) -> None:
     "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
+    from edgenes import pipeline
+    from edgenes.profiles import get_profile, open_shop
     changes = dict(change.partition("=")[::2] for change in set_ or []) | ({"accelerate": "1"} if accelerate else {})
     chosen = get_profile(profile, changes)
     shop = open_shop(chosen, results, data, device)
     chosen_seeds = seed_list(seeds or str(chosen.seeds))
     found = experiments_of(experiments)
     plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
-    run_pipeline(shop, plans, workers=workers)
+    pipeline.run(shop, plans, workers=workers)
     if tables: show(Path(shop.results))
     if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes},
                                     Path(shop.results), data, workers)
@@ -71,8 +74,7 @@ def run(profile: ProfileName = "demo",
 @app.command(epilog="Example: edgenes report cpu")
 def report(profile: ProfileName = "demo", results: Results = None) -> None:
     "Rebuilds tables, figures and report.html from the records; needs neither data nor training."
-    get_profile(profile)
-    show(results or project_root() / "results" / profile)
+    show(folder_of(profile, results))
 
 @app.command(epilog="Example: edgenes bench --quick")
 def bench(quick: Annotated[bool, typer.Option(help="four rows within a minute: faithful and sampled step, memory, operations")] = False) -> None:
@@ -90,8 +92,10 @@ register(app)
 # %% ../nbs/19_cli.ipynb #5e51007
 def missing(profile: str, results: Path | None = None, seeds: str | None = None, experiments: str | None = None) -> dict[tuple[str, int], list[str]]:
     "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
+    from edgenes.pipeline import Reader, lacking
+    from edgenes.profiles import get_profile
     chosen = get_profile(profile)
-    shop = Reader(chosen, str(results or project_root() / "results" / profile), None)
+    shop = Reader(chosen, str(folder_of(profile, results)), None)
     return lacking(shop, {(name, seed): module.plans(shop, seed)
                           for name, module in experiments_of(experiments).items() for seed in seed_list(seeds or str(chosen.seeds))})
 
@@ -104,7 +108,7 @@ def status(profile: ProfileName = "demo",
     "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
     lacks = missing(profile, results, seeds, experiments)
     for (name, seed), runs in lacks.items(): typer.echo(f"{name}, seed {seed}: {len(runs)} run{'s' if runs[1:] else ''} can start, first {runs[0]}")
-    folder = results or project_root() / "results" / profile
+    folder = folder_of(profile, results)
     typer.echo((f"{len(lacks)} of the experiments and seeds are not finished" if lacks else "nothing is missing") + f" in {folder}{'' if os.path.isdir(folder) else ', which does not exist yet'}")
 
 # %% ../nbs/19_cli.ipynb #5e51009
@@ -114,9 +118,10 @@ def scaling(profile: ProfileName = "cpu", results: Results = None,
             ) -> None:
     "Writes results/scaling: the time that the grid would take on 1 to 512 workers, simulated from the records of PROFILE at seed 0."
     from edgenes import scaling as found
+    from edgenes.profiles import project_root
     folder = project_root() / "results" / "scaling"
     if measure: found.write_measured(folder, found.measured(profile))
-    else: found.write_tables(folder, found.simulated(profile, results or project_root() / "results" / profile))
+    else: found.write_tables(folder, found.simulated(profile, folder_of(profile, results)))
     typer.echo(f"wrote {folder}")
 
 # %% ../nbs/19_cli.ipynb #5e51010
@@ -130,11 +135,13 @@ def seed_list(text: str) -> list[int]:
 
 def experiments_of(names: str | None) -> dict[str, Any]:
     "The modules of the experiments that are named, or of all. `EdgenesError` for an unknown one."
-    from edgenes.report import EXPERIMENTS, experiment  # here: the libraries of figures take seconds to load
+    from edgenes.report import EXPERIMENTS, experiment
     return {name: experiment(name) for name in ([part.strip() for part in names.split(",")] if names else EXPERIMENTS)}
 
 def show(folder: Path) -> None:
     "Builds tables and figures and prints what they say."
+    from edgenes.profiles import project_root
+    from edgenes.records import Records
     from edgenes.report import build, published_figures, results
     require(folder.is_dir(), f"{folder} does not exist: run the profile first")
     published = published_figures(project_root())
@@ -148,6 +155,8 @@ def execute_notebooks(names: list[str], parameters: dict[str, Any], folder: Path
     "Runs the notebooks of these experiments through papermill into <results>/notebooks, each whole or as it was; does nothing outside the project's checkout."
     try: import papermill  # noqa: F401
     except ImportError: return
+    from edgenes.pipeline import cores
+    from edgenes.profiles import project_root
     if data: os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
     found = [path for path in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb")) if path.stem in names]
     if not found: return

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from numbers import Integral, Number
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils._pytree import tree_map
+if TYPE_CHECKING: import torch  # it takes seconds to load, which a help text or an error need not wait for
 
 # %% auto #0
 __all__ = ['EdgenesError', 'Diverged', 'require', 'short', 'whole', 'pick_device', 'accelerated', 'compute_seconds',
@@ -58,6 +57,7 @@ def whole(value: Any, what: str, low: int = 1, high: int = 2**63 - 1) -> int:
 def pick_device(name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
                 ) -> torch.device:
     "The device to compute on: for `auto` the GPU where there is one. `EdgenesError` for an unknown name or a GPU that is not there."
+    import torch
     if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     require(isinstance(name, str) and re.fullmatch("cpu|cuda(:[0-9]{1,4})?", name), f"unknown device {short(name)}: use auto, cpu, cuda or cuda:N")
     if name != "cpu":
@@ -73,6 +73,8 @@ def accelerated(forward: Callable[..., Any],  # a network's forward pass
                 ) -> Callable[..., Any]:      # the same pass, results in float32
     "The forward pass compiled; on a GPU also in bf16 by autocast, its launches replayed as CUDA graphs. What does not compile runs as it is, after a warning."
     if not on: return forward
+    import torch
+    from torch.utils._pytree import tree_map
     cuda = device.type == "cuda"
     routes = [torch.compile(forward, dynamic=False, backend=backend, mode="reduce-overhead" if cuda and backend == "inductor" else None), forward]
 
@@ -91,6 +93,7 @@ def accelerated(forward: Callable[..., Any],  # a network's forward pass
 def compute_seconds(device: torch.device) -> float:
     "A clock for differences: processor seconds of this process on a CPU, wall seconds on a GPU."
     if device.type != "cuda": return time.process_time()
+    import torch
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
@@ -111,6 +114,7 @@ def stream(*key: int | str,      # names the use: stream(seed, "search", epoch)
            device: Any = "cpu",  # where the numbers are drawn
            ) -> torch.Generator:
     "A generator seeded by its key alone."
+    import torch
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
 # %% ../nbs/00_core.ipynb #29d2021
