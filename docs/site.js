@@ -63,5 +63,10 @@ document.addEventListener("keydown", event => {
 })
 menu.addEventListener("click", () => menu.setAttribute("aria-expanded", pages.classList.toggle("open")))
 
-const boxes = new ResizeObserver(entries => { for (const {target} of entries) { const box = target.closest(".scroll"); box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1) } })
+const boxes = new ResizeObserver(entries => requestAnimationFrame(() => {  // in the next frame, since the mark changes a height that is watched
+  for (const {target} of entries) {
+    const box = target.closest(".scroll")
+    box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1)
+  }
+}))
 for (const box of document.querySelectorAll(".scroll")) { boxes.observe(box); boxes.observe(box.firstElementChild) }
