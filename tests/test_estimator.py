@@ -179,17 +179,18 @@ def test_card_shows_names_as_they_are(model, tmp_path):
 
 def test_what_is_not_read_in_a_folder_is_noted(tmp_path, capsys):
     """A text file, a picture beside the class folders and a folder in a class are named; what systems leave behind is not; a picture that cannot be read stops the fit."""
+    folder = tmp_path / "pictures"
     for i, name in enumerate(f"{y}/{j}.png" for y in ("cat", "dog") for j in range(6)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(IMAGES[i]).save(tmp_path / name)
-    assert EdgeNES(**TINY).fit(tmp_path).report_["notes"] == EdgeNES(**TINY).fit(IMAGES[:12], np.repeat(["cat", "dog"], 6)).report_["notes"]
-    for name in ("cat/notes.txt", "cat/.DS_Store", "dog/Thumbs.db", ".hidden.png", "loose.png"): (tmp_path / name).write_text("text")
-    (tmp_path / "dog" / "more").mkdir()
-    m = EdgeNES(**TINY | {"verbose": 1}).fit(tmp_path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(folder / name)
+    assert EdgeNES(**TINY).fit(folder).report_["notes"] == EdgeNES(**TINY).fit(IMAGES[:12], np.repeat(["cat", "dog"], 6)).report_["notes"]
+    for name in ("cat/notes.txt", "cat/.DS_Store", "dog/Thumbs.db", ".hidden.png", "loose.png"): (folder / name).write_text("text")
+    (folder / "dog" / "more").mkdir()
+    m = EdgeNES(**TINY | {"verbose": 1}).fit(folder)
     assert m.report_["notes"][0].startswith("not read in the folder of pictures: 3, first cat/notes.txt; ") and m.report_["images"] == {"train": 9, "val": 3}
-    assert "note: not read in the folder of pictures: 3" in capsys.readouterr().err and "not read in the folder" in (m.save(tmp_path / "e") / "README.md").read_text()
-    (tmp_path / "dog" / "broken.png").write_text("no picture")
-    with pytest.raises(EdgenesError, match="cannot read the picture .*broken.png"): EdgeNES(**TINY).fit(tmp_path)
+    assert "note: not read in the folder of pictures: 3" in capsys.readouterr().out and "not read in the folder" in (m.save(tmp_path / "e") / "README.md").read_text()
+    (folder / "dog" / "broken.png").write_text("no picture")
+    with pytest.raises(EdgenesError, match="cannot read the picture .*broken.png"): EdgeNES(**TINY).fit(folder)
 
 
 def test_card_explains_its_metrics(model, tmp_path):
