@@ -148,7 +148,7 @@ def build(folder: str | Path,                         # results folder of a prof
     return [*([write_atomic(records.folder / "dial.html", dial.page(dial.positions(records, min(seeds))))] if seeds else []), *made]
 
 # %% ../nbs/18_report.ipynb #aaa8019
-_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav "
+_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav{display:flex;flex-wrap:wrap}nav "
           "a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
           "td,th{padding:2px 8px;text-align:right;white-space:nowrap}figure{margin:1em 0;overflow-x:auto}img{max-width:100%}figcaption,.source{font-size:13px;color:#555}"
           "@media(max-width:50em){img{max-width:var(--wide)}figcaption{position:sticky;left:0}}")  # on a phone figures scroll, so that their labels stay as large as text
