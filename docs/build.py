@@ -5,6 +5,7 @@ the index of the search is a script file, so that it also works on pages that ar
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import re
@@ -163,8 +164,15 @@ def from_report(page: Page, root: Path) -> None:
     page.body = soup
 
 
-def finish(page: Page) -> None:
-    "Title, contents, and what wide things need: tables that scroll in a box of their own."
+def wide(source: str, folder: Path) -> str:
+    "The width at which the labels of a PNG are as large as text, as a style: 90 pixels an inch of the figure. Nothing for what is no PNG, or says no size."
+    data = base64.b64decode(source.partition("base64,")[2]) if source.startswith("data:") else path.read_bytes() if (path := folder / unquote(source)).is_file() else b""
+    at = data.find(b"pHYs", 0, 200)
+    return f"--wide: {int.from_bytes(data[16:20], 'big') / int.from_bytes(data[at + 4:at + 8], 'big') / 0.0254 * 90:.0f}px" if at > 0 else ""
+
+
+def finish(page: Page, root: Path) -> None:
+    "Title, contents, and what wide things need: tables and figures that scroll in a box of their own."
     soup = page.body
     if head := soup.find("h1"):
         page.title = page.title or re.sub(r"\s*#$", "", head.get_text()).strip()
@@ -179,6 +187,9 @@ def finish(page: Page) -> None:
     for table in soup.find_all("table"):
         table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "table"}))
         del table["border"]
+    for shown in [*soup.find_all("img"), *soup.select(".output_svg > svg, .output_svg > div > svg")]:  # a span, since a figure may stand in a paragraph
+        if shown.name == "img": shown["style"] = wide(shown["src"], (root / page.source).parent)
+        shown.wrap(soup.new_tag("span", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "figure"}))
     for block in soup.select("pre"):
         if block.get_text(strip=True): block["tabindex"] = "0"
         else: block.decompose()  # of a cell whose code is not shown
@@ -260,7 +271,7 @@ def build(root: Path, out: Path) -> list[Page]:
         if page.source.endswith(".ipynb"): from_notebook(page, root, exporter)
         elif page.source.endswith(".html"): from_report(page, root)
         else: page.body = BeautifulSoup(markdown((root / page.source).read_text(encoding="utf-8")), "html.parser")
-        finish(page)
+        finish(page, root)
         links.apply(page)
     folders = [folder_page(source, root) for source in links.folders]
     for page in folders: links.apply(page)

@@ -1,4 +1,4 @@
-// Search over the sections in search.js (loaded at the first use), and the list of pages on narrow screens.
+// Search over the sections in search.js (loaded at the first use), the list of pages on narrow screens, and a mark below what is wider than its box.
 const root = document.currentScript.dataset.root, box = document.getElementById("search"), found = document.getElementById("found")
 const menu = document.getElementById("menu"), pages = document.getElementById("pages")
 let ready
@@ -62,3 +62,11 @@ document.addEventListener("keydown", event => {
   if (event.key === "Escape") { found.hidden = true; box.blur() }
 })
 menu.addEventListener("click", () => menu.setAttribute("aria-expanded", pages.classList.toggle("open")))
+
+const boxes = new ResizeObserver(entries => requestAnimationFrame(() => {  // in the next frame, since the mark changes a height that is watched
+  for (const {target} of entries) {
+    const box = target.closest(".scroll")
+    box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1)
+  }
+}))
+for (const box of document.querySelectorAll(".scroll")) { boxes.observe(box); boxes.observe(box.firstElementChild) }

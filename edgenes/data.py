@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from .core import EdgenesError, content_hash, derive_seed, require, whole
 
 # %% auto #0
-__all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'Split', 'Data', 'downscale_images', 'channel_statistics', 'draw_splits',
-           'assemble', 'shrunk', 'checked_split', 'read_npz', 'pictures_in', 'read_pictures', 'read_classes',
-           'read_torchvision', 'read_source', 'read_part', 'load_data', 'Augment', 'augment', 'batches']
+__all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'LEFT_BY_SYSTEMS', 'Split', 'Data', 'downscale_images',
+           'channel_statistics', 'draw_splits', 'assemble', 'shrunk', 'checked_split', 'read_npz', 'pictures_in',
+           'read_pictures', 'read_classes', 'read_torchvision', 'read_source', 'class_folder', 'read_part',
+           'passed_over', 'load_data', 'Augment', 'augment', 'batches']
 
 # %% ../nbs/01_data.ipynb #30a7005
 @dataclass(frozen=True, eq=False)
@@ -295,14 +296,28 @@ def read_source(path: Path, download: bool = False) -> Source:
     require(download, f"{path} holds no data: it needs an .npz file, or train/ and test/ with one folder of pictures a class")
     return read_torchvision(path)
 
+# %% ../nbs/01_data.ipynb #30a7052
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")  # and all names that begin with a dot
+
+def class_folder(path: Path, part: str) -> Path | None:
+    "The folder with one folder of pictures a class that `read_part` reads; None where it reads another form."
+    folder = path / part if os.path.isdir(path / part) else path
+    return folder if os.path.isdir(folder) and not any(folder.glob("*.npz")) and not os.path.isdir(folder / "cifar-100-python") else None
+
 def read_part(path: Path, part: str) -> tuple[tuple[str, ...], Split]:
     "Class names and the `train` or `test` set of what `read_source` reads, or of a folder that holds nothing but one folder of pictures a class."
-    folder = path / part if os.path.isdir(path / part) else path
-    if os.path.isdir(folder) and not any(folder.glob("*.npz")) and not os.path.isdir(folder / "cifar-100-python"):
+    if folder := class_folder(path, part):
         names, (split,) = read_classes(folder)
         return names, split
     names, *splits = read_source(path)
     return names, splits[part == "test"]
+
+def passed_over(path: Path, part: str) -> list[Path]:
+    "What `read_part` does not read in a folder of class folders: what lies beside these, and what has no picture's ending. Hidden files are left out."
+    if not (folder := class_folder(path, part)): return []
+    found = [(p, q) for p in folder.iterdir() if not p.name.startswith(".") for q in (p.iterdir() if os.path.isdir(p) else [p])]
+    return sorted(q.relative_to(folder) for p, q in found if not q.name.startswith(".") and q.name.lower() not in LEFT_BY_SYSTEMS
+                  and (p == q or q.suffix.lower() not in SUFFIXES))
 
 # %% ../nbs/01_data.ipynb #30a7031
 def load_data(source: str | Path = "digits",    # "digits", "cifar100", or the path of an .npz file or a folder

@@ -60,12 +60,16 @@ def picture(place: dict[str, Any]) -> str:
 _STYLE = ("body{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:0 1em}input{width:100%}figure{margin:0}"
           ".cell{overflow-x:auto}svg{min-width:44em;max-width:100%;height:auto}figcaption{font-size:14px}")  # on a phone the picture scrolls in its box, so that its labels stay as large as text
 
+_NOTATION = ("An edge is named by cell, node, predecessor and operation: <i>reduce n2&lt;-p1 max_pool_3x3</i> says that in the reduction cell, which halves height and width, node 2 reads "
+             "predecessor 1 through a pooling of 3 x 3 pixels. Predecessors 0 and 1 are the two cells before (c with k-2 and k-1 in the picture), from 2 on they are nodes of the same cell.")
+
 def _edges(place: dict[str, Any]) -> str:
     "The edges of a position in words, those of the optimum in bold: what the picture shows, on any screen."
     common = set(place["optimum"].edges)
     return ", ".join(f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name)
                      for edge, name in zip(place["genotype"].edges, str(place["genotype"]).split(", ")))
 
+# %% ../nbs/21_dial.ipynb #e109016
 def page(places: list[dict[str, Any]]) -> str:
     "The dial as one HTML file: a range input, a picture and a line a position; works by mouse, touch and keyboard. Without scripts it shows every position."
     first: dict[Any, dict[str, Any]] = {}
@@ -78,11 +82,13 @@ def page(places: list[dict[str, Any]]) -> str:
     state = json.dumps([[names.index(p["genotype"]), caption(p)] for p in places]).replace("</", "<\\/")
     return f"""<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>EdgeNES: the dial</title>
 <style>{_STYLE}</style>
-<h1>The dial</h1><p>Move the slider: the number of edges to share with alpha*, from none to all. <a href='report.html'>The report</a> has all tables and figures.</p>
+<h1>The dial</h1><p>Move the slider: the number of edges to share with alpha*, from none to all.</p>
+<p>{_NOTATION} All tables and figures: <span id='report'>report.html</span>, in the folder that this page comes from.</p>
 <label>lambda <input id='dial' type='range' min='0' max='{len(places) - 1}' value='0' step='1'></label><p id='said' aria-live='polite'></p>{views}
 <script>const state={state},dial=document.getElementById('dial'),said=document.getElementById('said');
 function turn(){{const [cell,line]=state[+dial.value];said.textContent=line;dial.setAttribute('aria-valuetext',line);document.querySelectorAll('figure').forEach(f=>f.hidden=f.id!=='cell'+cell);}}
-dial.addEventListener('input',turn);turn();</script></html>
+dial.addEventListener('input',turn);turn();
+if(location.protocol!=='file:')fetch('report.html',{{method:'HEAD'}}).then(r=>{{if(r.ok)document.getElementById('report').innerHTML='<a href="report.html">report.html</a>'}});</script></html>
 """
 
 # %% ../nbs/21_dial.ipynb #e109013

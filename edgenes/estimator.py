@@ -25,18 +25,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .core import EdgenesError, content_hash, pick_device, read_json, require, short, stream, whole, write_atomic, write_json
-from .data import Data, Split, assemble, checked_split, draw_splits, read_part, shrunk
+from .data import SUFFIXES, Data, Split, assemble, checked_split, draw_splits, passed_over, read_part, shrunk
 from .ensembles import average
 from .fitting import Pixels, Run, make_profile, run_method, threads_for
 from .genotype import Genotype
 from .hypernetwork import Hypernetwork
-from .metrics import Uncertainty, ensemble_metrics, uncertainty
+from .metrics import MEANING, Uncertainty, ensemble_metrics, uncertainty
 from .retraining import DiscreteNetwork, Ensemble, ImageNetwork, predict
 
 # %% auto #0
-__all__ = ['HIGHEST', 'FORMAT', 'encode', 'to_split', 'labelled', 'to_data', 'check_settings', 'Answers', 'Judged', 'Kept',
-           'Parameters', 'EdgeNES', 'picture', 'plain', 'table', 'card', 'named_genotypes', 'staged', 'save_ensemble',
-           'put_files', 'read_saved', 'build', 'load_ensemble', 'export_ensemble']
+__all__ = ['HIGHEST', 'FORMAT', 'encode', 'to_split', 'labelled', 'unread', 'to_data', 'check_settings', 'Answers', 'Judged',
+           'Kept', 'Parameters', 'EdgeNES', 'picture', 'plain', 'table', 'card', 'named_genotypes', 'staged',
+           'save_ensemble', 'put_files', 'read_saved', 'build', 'load_ensemble', 'export_ensemble']
 
 # %% ../nbs/23_estimator.ipynb #6332005
 def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +75,12 @@ def labelled(images: Any,       # (N, H, W, C) or (N, H, W), uint8; or the path 
                                 "path of a folder with one folder of pictures a class")
     classes, codes = encode(labels)
     return to_split(images, codes, len(classes), part), classes
+
+def unread(images: Any) -> list[str]:
+    "A note on what `labelled` does not read in a folder to learn from, where there is such a thing."
+    found = passed_over(Path(images), "train") if isinstance(images, (str, Path)) else []
+    return [f"not read in the folder of pictures: {len(found)}, first {found[0]}; a fit reads pictures ({' '.join(SUFFIXES)}) that lie in one "
+            f"folder a class"] if found else []
 
 # %% ../nbs/23_estimator.ipynb #6332009
 def to_data(images: Any, labels: Any, seed: int) -> tuple[Data, np.ndarray]:
@@ -218,7 +224,7 @@ class EdgeNES(Kept, Parameters):
         choices = {k: v for k, v in self.get_params().items() if k not in ("seed", "time_budget", "device", "verbose")}
         profile = make_profile(data, self.seed, **choices)
         small, val = shrunk(data, profile.downscale).to(where), data.val.to(where)
-        with threads_for(small), Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run)
+        with threads_for(small), Run(small, profile, self.seed, self.time_budget, self.verbose, start, val) as run: found = run_method(run, unread(X))
         return self._put(classes, (data.shape[0], data.shape[1], data.channels), found)
 
     def _put(self, classes: np.ndarray, shape: tuple[int, int, int], found: dict[str, Any]) -> EdgeNES:
@@ -265,12 +271,13 @@ def card(m: Any) -> str:
              f"chosen ({plain(r['rule'])}).",
              *([f"**Note**: {plain(note)}." for note in r.get("notes", ())]),
              "## On the validation images", "The ensemble was chosen on these images, which makes it look better than it is: measure it on images of your own.",
-             table(("metric", "value"), r["validation"].items()), "## Candidates", table(("candidate", *keys, "chosen"), rows),
+             table(("metric", "value", "what it says"), [(k, v, MEANING[k]) for k, v in r["validation"].items()]), "## Candidates", table(("candidate", *keys, "chosen"), rows),
              "## Does lambda control the shared edges?", table(("lambda", "edges shared with the optimum"), r["calibration"]),
              "## Architectures", "The optimum of the search, then the members; edges shared with the optimum are blue.",
              "\n".join(f"![{name}]({name}.svg)" for name, _ in named_genotypes(m)),
              "## Use", "```python\nfrom edgenes import EdgeNES\nmodel = EdgeNES.load(\".\")\nmodel.predict_proba(images)  # uint8, "
-             f"N x {h} x {w} x {c}\nmodel.members_  # torch modules: float images in [0, 1], N x {c} x {h} x {w}, to logits\n```"]
+             f"N x {h} x {w} x {c}\nmodel.predict_uncertainty(images)  # nats, higher is less sure: total = aleatoric (members find the image "
+             f"ambiguous) + epistemic (members disagree)\nmodel.members_  # torch modules: float images in [0, 1], N x {c} x {h} x {w}, to logits\n```"]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/23_estimator.ipynb #6332029

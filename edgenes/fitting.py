@@ -288,7 +288,7 @@ def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validat
     return found
 
 # %% ../nbs/22_fitting.ipynb #dd47034
-def run_method(run: Run) -> dict[str, Any]:
+def run_method(run: Run, noticed: Sequence[str] = ()) -> dict[str, Any]:  # `noticed` comes first among the notes
     "The whole method; returns the fitted attributes of the estimator."
     data, seed, seconds = run.data, run.seed, run.seconds
     if seconds is not None: run.profile = plan_search(data, run.profile, seed, seconds)
@@ -310,7 +310,7 @@ def run_method(run: Run) -> dict[str, Any]:
     chosen = select(probs, labels, p.members, "exhaustive" if few else "beam", p.criterion)
     members = [{"lambda": lam, "shared": g.shared_edges(optimum)} | ensemble_metrics(prob[None], labels)
                for lam, (g, _), prob in zip(drawn_lambdas(p, seed), candidates, probs)]
-    notes = remarks(members, chosen.members, p.candidates, 100 * (labels.bincount().max() / len(labels)).item(), found.log[-1]["calibration"])
+    notes = [*noticed, *remarks(members, chosen.members, p.candidates, 100 * (labels.bincount().max() / len(labels)).item(), found.log[-1]["calibration"])]
     for note in notes if run.verbose else (): run.bar.write(f"note: {note}")
     return {"optimum_": optimum, "hypernetwork_": hypernetwork, "genotypes_": [candidates[i][0] for i in chosen.members],
             "members_": [nets[i] for i in chosen.members],

@@ -15,7 +15,16 @@ from torch import Tensor
 from .ensembles import check_probs
 
 # %% auto #0
-__all__ = ['ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature', 'Uncertainty', 'uncertainty']
+__all__ = ['MEANING', 'ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature', 'Uncertainty', 'uncertainty']
+
+# %% ../nbs/10_metrics.ipynb #2e2e019
+MEANING = {"members": "networks in the ensemble",
+           "accuracy_percent": "how many answers are right; higher is better",
+           "nll_nats": "negative log-likelihood, the surprise at the right answer; lower is better",
+           "brier": "squared distance of the probabilities from the right answer, from 0 to 2; lower is better",
+           "ece": "calibration error, how far probabilities are from how often they are right, from 0 to 1; lower is better",
+           "oracle_nll_nats": "NLL of the best member for each image; the further below the NLL, the more the members complement each other",
+           "disagreement": "share of images on which two members answer differently; 0: one network would do"}
 
 # %% ../nbs/10_metrics.ipynb #2e2e005
 ECE_BINS = 15

@@ -27,7 +27,7 @@ from .statistics import summary
 
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'EXPERIMENTS', 'accuracy_of', 'systems_of', 'frame_of', 'Result', 'experiment', 'Picture',
-           'figure', 'save', 'published_figures', 'results', 'build']
+           'figure', 'save', 'published_figures', 'results', 'build', 'about']
 
 # %% ../nbs/18_report.ipynb #aaa8007
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement")
@@ -148,16 +148,17 @@ def build(folder: str | Path,                         # results folder of a prof
     return [*([write_atomic(records.folder / "dial.html", dial.page(dial.positions(records, min(seeds))))] if seeds else []), *made]
 
 # %% ../nbs/18_report.ipynb #aaa8019
-_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav "
+_STYLE = ("body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}nav{display:flex;flex-wrap:wrap}nav "
           "a{margin-right:1em}table{display:block;overflow-x:auto;font-size:13px;border-collapse:collapse}"
-          "td,th{padding:2px 8px;text-align:right;white-space:nowrap}figure{margin:1em 0}img{max-width:100%}figcaption,.source{font-size:13px;color:#555}")
+          "td,th{padding:2px 8px;text-align:right;white-space:nowrap}figure{margin:1em 0;overflow-x:auto}img{max-width:100%}figcaption,.source{font-size:13px;color:#555}"
+          "@media(max-width:50em){img{max-width:var(--wide)}figcaption{position:sticky;left:0}}")  # on a phone figures scroll, so that their labels stay as large as text
 
 def _section(records: Records, name: str, result: Result) -> str:
     "One experiment as HTML."
     parts = [f"<h2 id='{name}'>{html.escape(experiment(name).TITLE)}</h2>", *(f"<p>{html.escape(line)}</p>" for line in result.said)]
-    for key, (_, caption) in result.figures.items():
+    for key, (fig, caption) in result.figures.items():
         picture = base64.b64encode((records.folder / "figures" / f"{key}.png").read_bytes()).decode()
-        parts.append(f"<figure><img alt='{html.escape(caption, True)}' "
+        parts.append(f"<figure><img style='--wide:{90 * fig.get_figwidth():.0f}px' alt='{html.escape(caption, True)}' "
                      f"src='data:image/png;base64,{picture}'><figcaption>{html.escape(f'{key}. {caption}')}</figcaption></figure>")
     for key, frame in result.tables.items():
         shown = frame.round(3).to_html(index=False, border=0, na_rep="–", escape=True)
@@ -167,6 +168,23 @@ def _section(records: Records, name: str, result: Result) -> str:
     parts.append(f"<div class='source'>Made by <a href='../../nbs/experiments/{name}.ipynb'>{name}.ipynb</a>"
                  + (f" from <details><summary>{len(names)} records</summary><ul>{listed}</ul></details>" if names else ", without records.") + "</div>")
     return "".join(parts)
+
+# %% ../nbs/18_report.ipynb #aaa8019c
+def about(records: Records) -> str:
+    "Data and budgets of a results folder in two sentences, from its profile and splits; nothing where it has no profile."
+    path, splits = records.folder / "profile.json", records.folder / "splits.json"
+    if not path.is_file(): return ""
+    p, parts = read_json(path), read_json(splits) if splits.is_file() else {}
+    try:
+        sizes = ", ".join(f"{len(parts[k]):,} {word}" for k, word in (("train", "training"), ("val", "validation"), ("test", "test")) if k in parts)
+        small = f", seen as means of {k} x {k} pixels" if (k := p["downscale"]) > 1 else ""
+        search, hyper, seeds = p["darts"], p["hyper"], {r["inputs"]["seed"] for r in all_records(records, "system")}
+        searched = f"{search['images']:,}" if search["images"] else "all"
+        return (f"Data: source {p['source']} (fingerprint {p['data']}){f', {sizes} images' if sizes else ''}{small}. Budgets: {search['epochs']} epochs of search "
+                f"and {hyper['epochs']} of the hypernetwork on {searched} of the training images, {p['retrain']['epochs']} of retraining; N = {p['candidates']} candidates, ensembles of "
+                f"n = {p['members']}, selection by {p['criterion']}; {len(seeds)} seed{'s' if len(seeds) != 1 else ''}, fewer where a sentence says so.")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise EdgenesError(f"{path} is not a profile, or {splits.name} no splits ({type(error).__name__}: {error}): restore them") from error
 
 # %% ../nbs/18_report.ipynb #aaa8019b
 def _failed(records: Records) -> str:
@@ -180,6 +198,6 @@ def _html(records: Records, found: dict[str, Result]) -> str:
     title = f"EdgeNES: report of {records.folder.name}"
     return (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
             f"content='width=device-width'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(title)}</h1><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}"
+            f"<h1>{html.escape(title)}</h1><p>{html.escape(about(records))}</p><nav>{menu}<a href='dial.html'>the dial</a></nav>{_failed(records)}"
             + "".join(_section(records, name, result) for name, result in found.items()) + "</html>\n")
 

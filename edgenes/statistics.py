@@ -125,7 +125,8 @@ def verdict(table: pd.DataFrame,   # of `paired_tests`, its index reset; the fir
     if k * least > 0.05: said += f" They could find none: with {n} pairs no p is below {least:.2g}, {min(1.0, k * least):.2g} after the correction."
     within = f"within {table['margin'].iloc[0]:g} {unit if table['margin'].iloc[0] != 1 else unit.removesuffix('s')}"
     smallest, equal = table["smallest_difference"].median(), table[table["p_equivalent_holm"] < 0.05]
-    if np.isfinite(smallest): said += f" A t-test on so many pairs would find {smallest:.2g} {unit} with a power of 80 % (median of the comparisons)."
+    if np.isfinite(smallest): said += (f" The smallest difference that a t-test on so many pairs finds in 80 % of cases is {smallest:.2g} {unit}"
+                                  + (f" (the median over the {k} comparisons, which scatter differently)." if k > 1 else "."))
     return said + (f" Equivalent {within}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}."
                    if len(equal) else f" None is shown to be equivalent {within}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
@@ -173,6 +175,28 @@ def test_card_shows_names_as_they_are(model, tmp_path):
     odd = clone(model).fit(FEW[0], np.where(FEW[1] == "digit 3", "<script>\nalert(1)</script>|[x](y)", FEW[1]))
     text = (odd.save(tmp_path) / "README.md").read_text()
     assert "<script" not in text and "&#60;script&#62; alert(1)&#60;/script&#62;&#124;&#91;x&#93;(y)" in text
+
+
+def test_what_is_not_read_in_a_folder_is_noted(tmp_path, capsys):
+    """A text file, a picture beside the class folders and a folder in a class are named; what systems leave behind is not; a picture that cannot be read stops the fit."""
+    folder = tmp_path / "pictures"
+    for i, name in enumerate(f"{y}/{j}.png" for y in ("cat", "dog") for j in range(6)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(folder / name)
+    assert EdgeNES(**TINY).fit(folder).report_["notes"] == EdgeNES(**TINY).fit(IMAGES[:12], np.repeat(["cat", "dog"], 6)).report_["notes"]
+    for name in ("cat/notes.txt", "cat/.DS_Store", "dog/Thumbs.db", ".hidden.png", "loose.png"): (folder / name).write_text("text")
+    (folder / "dog" / "more").mkdir()
+    m = EdgeNES(**TINY | {"verbose": 1}).fit(folder)
+    assert m.report_["notes"][0].startswith("not read in the folder of pictures: 3, first cat/notes.txt; ") and m.report_["images"] == {"train": 9, "val": 3}
+    assert "note: not read in the folder of pictures: 3" in capsys.readouterr().out and "not read in the folder" in (m.save(tmp_path / "e") / "README.md").read_text()
+    (folder / "dog" / "broken.png").write_text("no picture")
+    with pytest.raises(EdgenesError, match="cannot read the picture .*broken.png"): EdgeNES(**TINY).fit(folder)
+
+
+def test_card_explains_its_metrics(model, tmp_path):
+    text = (model.save(tmp_path) / "README.md").read_text()
+    for name in model.report_["validation"]: assert re.search(rf"^\| {name} \| [-\d.e]+ \| \w.{{9,}} \|$", text, re.M), name
+    assert "aleatoric" in text and "epistemic" in text
 
 
 @pytest.mark.parametrize("sizes", [(5,), (3, 3), (3,) * 10, (3, 90)])

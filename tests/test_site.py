@@ -122,6 +122,13 @@ def test_formulas_and_figures_are_shown(site):
     assert formulas > 300
 
 
+def test_figures_scroll_and_the_dial_needs_no_file_beside_it(site):
+    for path in site.rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if path.name != "dial.html": assert page.count("<img") == page.count('aria-label="figure"'), path.name
+        else: assert not Read(page.partition("<script")[0]).links, "saved alone, the page has no report beside it"
+
+
 @pytest.mark.parametrize("word,page", [("permutation", "11_statistics.html"), ("Gumbel-softmax", "05_relaxation.html"), ("ensemble_metrics", "10_metrics.html"), ("time_budget", "22_fitting.html")])
 def test_search_knows(site, word, page):
     assert page in {s["p"] for s in sections(site) if word.lower() in f"{s['t']} {s['h']} {s['x']}".lower()}

@@ -79,10 +79,10 @@ def result(records: Records, published: dict) -> Result | None:
                     f"{max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points "
                     f"an edge: a small slope, but a trend "
                     f"(Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = {len(printed['lambda'])} points of one hypernetwork, no repetition).")
-    caption = (f"Test accuracy (%) of single networks against lambda (edges): h(lambda), "
-               f"{'random deviations, ' if (found['system'] == deviation.KINDS[1]).any() else ''}"
-               f"{'and the points of the paper (one run each) on an axis of the same length, ' if printed else ''}a line a seed, n = {n} "
-               f"seed{'s' if n > 1 else ''}; " + ("black: mean and 95 % BCa interval over seeds." if n > 1 else "so without intervals."))
+    caption = (f"Test accuracy (%) of single networks against lambda, the edges shared with alpha*: of h(lambda)"
+               f"{' and of random deviations' if (found['system'] == deviation.KINDS[1]).any() else ''}, a line a seed, n = {n} "
+               f"seed{'s' if n > 1 else ''}" + ("; black: mean and 95 % BCa interval over seeds" if n > 1 else ", so without intervals")
+               + ("; right: the points of the paper, one run each, on an axis that spans as many points of accuracy." if printed else "."))
     return Result(said, {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}),
                   {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
 
