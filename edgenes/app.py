@@ -56,7 +56,7 @@ def predict(ensemble: Saved,
             out: Annotated[Path | None, typer.Option(help="CSV file; default: print it")] = None,
             device: Device = "auto",
             ) -> None:
-    "Writes a CSV with label, probability and uncertainty (nats) of every picture."
+    "Writes a CSV with label, probability and uncertainty of every picture, in nats: total = aleatoric (the picture is ambiguous) + epistemic (the members disagree)."
     import numpy as np
 
     from edgenes.data import SUFFIXES, read_pictures
@@ -82,7 +82,8 @@ def evaluate(ensemble: Saved,
              ) -> None:
     "Prints accuracy, likelihood, calibration and diversity on labelled pictures."
     from edgenes.estimator import EdgeNES
-    for name, value in EdgeNES.load(ensemble, device).evaluate(folder).items(): typer.echo(f"{name}: {value:.4g}")
+    from edgenes.metrics import MEANING
+    for name, value in EdgeNES.load(ensemble, device).evaluate(folder).items(): typer.echo(f"{name}: {value:.4g} ({MEANING[name]})")
 
 def sample(ensemble: Saved,
            lam: Annotated[float, typer.Option("--lambda", help="edges to share with the optimum, between 0 and Lambda")],

@@ -276,7 +276,7 @@ def run_retraining(run: Run, candidates: Sequence[Member], cost: float) -> tuple
 # %% ../nbs/22_fitting.ipynb #dd47031
 def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validation images
             chosen: Sequence[int], wanted: int, frequent: float, calibration: Sequence[Sequence[float]]) -> list[str]:
-    "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work."
+    "What the user of a fit should know of it: no choice among candidates, members that have learned nothing, a dial that does not work, candidates that are all the same."
     found = []
     if len(members) < wanted: found.append(f"{len(members)} of {wanted} candidates were retrained, {len(chosen)} of them are members: give "
                                            f"more seconds, for more choice")
@@ -285,6 +285,8 @@ def remarks(members: list[dict[str, Any]],  # the candidates' metrics on validat
                           f"class: give more seconds, or fewer candidates")
     error = sum(abs(lam - shared) for lam, shared in calibration) / len(calibration)
     if error > 1: found.append(f"lambda misses the number of shared edges by {error:.1f} on average: the search was too short for the dial to work")
+    if len(members) > 1 and error > 0 and all(m["shared"] == calibration[-1][0] for m in members):
+        found.append("all candidates are alpha* itself, trained from other weights: give more seconds, for architectures that differ")
     return found
 
 # %% ../nbs/22_fitting.ipynb #dd47034
