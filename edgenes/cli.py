@@ -20,7 +20,7 @@ from .core import EdgenesError, require, short, write_atomic
 
 # %% auto #0
 __all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'options', 'folder_of', 'run', 'report', 'bench', 'missing', 'status',
-           'scaling', 'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
+           'scaling', 'costs', 'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
 
 # %% ../nbs/19_cli.ipynb #5e51003b
 app = typer.Typer(help="EdgeNES: one search, then ensembles of controlled diversity.", no_args_is_help=True, add_completion=False,
@@ -123,6 +123,18 @@ def scaling(profile: ProfileName = "cpu", results: Results = None,
     if measure: found.write_measured(folder, found.measured(profile))
     else: found.write_tables(folder, found.simulated(profile, folder_of(profile, results)))
     typer.echo(f"wrote {folder}")
+
+# %% ../nbs/19_cli.ipynb #5e51009b
+@app.command(epilog="Example, on an idle machine: edgenes costs cpu --data cifar100.npz")
+def costs(profile: ProfileName = "cpu", results: Results = None,
+          data: Annotated[Path | None, typer.Option(help="as in run")] = None,
+          device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+          ) -> None:
+    "Times a run of every kind, one after the other on one core, so that systems whose runs come from several versions of the code can be compared in T2."
+    from edgenes.experiments.quality import measure
+    from edgenes.profiles import get_profile, open_shop
+    found = measure(open_shop(get_profile(profile), results, data, device))["results"]["seconds"]
+    for kind, values in found.items(): typer.echo(f"{kind}: {sum(values) / len(values):.1f} s, n = {len(values)}")
 
 # %% ../nbs/19_cli.ipynb #5e51010
 def seed_list(text: str) -> list[int]:

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +20,17 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ..core import require
 from ..genotype import Genotype
-from ..pipeline import Plan, ensemble, searched, seeded, trained
+from ..pipeline import Plan, ensemble, run, searched, seeded, trained
 from ..profiles import Shop
-from ..records import Records, all_records
+from ..records import Records, all_records, provenance, write_record
 from ..report import COSTS, METRICS, Result, accuracy_of, figure, frame_of, systems_of
 from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
 from ..tasks import Task, drawn_lambdas, genotype_of
 
 # %% auto #0
-__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'plans', 'system', 'best_screened', 'frame', 'table', 'tests',
-           'why', 'cost_figure', 'seeds_figure', 'result', 'printed', 'sentences', 'why_sentences', 'mixed_sentence']
+__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'KINDS', 'TITLE', 'plans', 'system', 'best_screened', 'measure', 'searches',
+           'costs_of', 'frame', 'table', 'tests', 'why', 'cost_figure', 'seeds_figure', 'result', 'printed',
+           'sentences', 'why_sentences', 'mixed_sentence', 'cost_sentence']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9007
 SLIDES = ("DARTS", "Random", "DartsEns", "Random-NES", "EdgeNES")
@@ -78,12 +83,44 @@ def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Ge
     distinct = list(dict.fromkeys(ranked))
     return (taken + [distinct[i % len(distinct)] for i in range(count)])[:count]
 
+# %% ../../nbs/experiments/quality.ipynb #a7a9010b
+KINDS = ("darts", "hypernetwork", "screening", "retraining")
+
+def measure(shop: Shop, seed: int = 0) -> dict[str, Any]:
+    "The record `costs`: seconds of a run of every kind, made anew by the code as it is, one after the other in this process. Where this code has been timed, the record that it left."
+    inputs = shop.inputs(seed=seed, code=provenance()["code"])
+    if found := shop.records.find("costs", inputs): return found
+    with TemporaryDirectory() as folder:
+        other = replace(shop, results=folder)
+        run(other, [system(other, seed, name) for name in ("EdgeNES-screen", "Random-NES")], workers=1)
+        seconds = {kind: [sum(v for k, v in r["seconds"].items() if k != "wall") for r in all_records(other.records, kind)] for kind in KINDS}
+    return write_record(shop.records, "costs", inputs, {"seconds": seconds}, {"total": sum(map(sum, seconds.values()))})
+
+def searches(name: str, members: int) -> dict[str, int]:
+    "How many searches of each kind a system needs, beside its retrainings."
+    if name in ("Random", "Random-NES", "NES-RS", "NES-RE"): return {}
+    return {"darts": members if name == "DartsEns" else 1} | ({"hypernetwork": 1} if name.startswith("EdgeNES") else {}) | ({"screening": 1} if name == "EdgeNES-screen" else {})
+
+def costs_of(records: Records) -> Callable[[dict[str, Any]], dict[str, float]]:
+    "The seconds of a system's record: counts times the last measured seconds of each kind, or those of the record where none were measured."
+    found = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
+    if not found: return lambda r: r["seconds"]
+    each = {kind: float(np.mean(values)) for kind, values in found[-1]["results"]["seconds"].items()}
+
+    def seconds(r: dict[str, Any]) -> dict[str, float]:
+        many = len(r["inputs"]["pool"])
+        parts = {"search": sum((each[k] * count for k, count in searches(r["inputs"]["system"], many).items()), 0.0),
+                 "retraining": many * each["retraining"], "selection": r["seconds"]["selection"]}
+        return parts | {"total": sum(parts.values())}
+    return seconds
+
 # %% ../../nbs/experiments/quality.ipynb #a7a9013
 TITLE = "T2: quality and cost of every system"
 
 def frame(records: Records) -> pd.DataFrame:
     "One row a system and seed."
-    found = frame_of(systems_of(records, "quality"))
+    cost = costs_of(records)
+    found = frame_of([r | {"seconds": cost(r)} for r in systems_of(records, "quality")])
     if found.empty: return found
     found["system"] = pd.Categorical(found["system"], SYSTEMS, ordered=True)
     return found.sort_values(["system", "seed"], ignore_index=True)
@@ -111,9 +148,9 @@ def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str 
 def why(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     "One row a system: what its ensembles are made of, means over seeds; and the validation accuracy of every retraining of a deep ensemble. Systems whose retrainings have no record are left out."
     alone = {records.key(r["inputs"]): r["results"]["val"]["accuracy_percent"] for r in all_records(records, "retraining")}
-    rows, deep = [], []
+    rows, deep, costs = [], [], costs_of(records)
     for r in systems_of(records, "quality"):
-        keys, pool, cost = r["results"]["retrainings"], r["inputs"]["pool"], r["seconds"]
+        keys, pool, cost = r["results"]["retrainings"], r["inputs"]["pool"], costs(r)
         if not all(k in alone for k in keys): continue
         each, name = np.array([alone[k] for k in keys]), r["inputs"]["system"]
         chosen = each[r["results"]["chosen"]].mean()
@@ -182,7 +219,7 @@ def result(records: Records, published: dict) -> Result | None:
     figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are "
                                                f"seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}."),
                "T2_seeds": (seeds_figure(found), f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.")}
-    return Result(sentences(found, quality, tables, deep), tables, figures, systems_of(records, "quality"))
+    return Result(sentences(found, quality, tables, deep) + cost_sentence(records), tables, figures, systems_of(records, "quality") + all_records(records, "costs"))
 
 def printed(published: dict) -> pd.DataFrame:
     "Accuracy (%, mean and spread) and GPU-hours as slides and paper print them."
@@ -206,7 +243,9 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
         said.append(f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}.")
     if ours[1:]:
         chosen = by.loc[ours[1:], "val_accuracy_percent"].idxmax()
-        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data; its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
+        val = by["val_accuracy_percent"]
+        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data ({val[chosen]:.1f} %"
+                    + (f", EdgeNES itself {val['EdgeNES']:.1f}" if "EdgeNES" in by.index else "") + f"); its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
     compared = tables.get("T2_tests_accuracy")
     if "DeepEns-N" in by.index and "EdgeNES" in by.index:
         gap = ""
@@ -245,3 +284,14 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
             f"{listed or 'no system'} apart from EdgeNES "
             f"(points, 95 % intervals without correction, so they decide nothing: the paired tests do); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
             f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]
+
+# %% ../../nbs/experiments/quality.ipynb #a7a9031b
+def cost_sentence(records: Records) -> list[str]:
+    "Where the seconds come from; nothing where one version of the code made all runs and none was timed anew."
+    made = {r["provenance"]["code"] for kind in KINDS for r in all_records(records, kind)}
+    measured = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
+    if not measured: return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
+    seconds = measured[-1]["results"]["seconds"]
+    one = ", ".join(f"a {name} {np.mean(seconds[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening")))
+    return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {one}, a retraining {np.mean(seconds['retraining']):.1f} "
+            f"(SD {np.std(seconds['retraining'], ddof=1):.1f} over {len(seconds['retraining'])} architectures)."]
