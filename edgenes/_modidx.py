@@ -275,6 +275,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'edgenes/experiments/quality.py'),
                                              'edgenes.experiments.quality.measure': ( 'experiments/quality.html#measure',
                                                                                       'edgenes/experiments/quality.py'),
+                                             'edgenes.experiments.quality.measured': ( 'experiments/quality.html#measured',
+                                                                                       'edgenes/experiments/quality.py'),
                                              'edgenes.experiments.quality.mixed_sentence': ( 'experiments/quality.html#mixed_sentence',
                                                                                              'edgenes/experiments/quality.py'),
                                              'edgenes.experiments.quality.plans': ( 'experiments/quality.html#plans',

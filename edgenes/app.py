@@ -41,6 +41,7 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
     "Searches, retrains and keeps the best ensemble of the pictures' classes."
     from edgenes.estimator import EdgeNES
     require(not os.path.isfile(out), f"{out} is a file: give a folder with --out")
+    require(os.path.realpath(out) != os.path.realpath(folder), f"{out} is the folder of the pictures: give another one with --out")
     new = not os.path.exists(out)
     write_atomic(out / ".probe", "").unlink()  # a folder that cannot be written is found now, not after hours of training
     if new: out.rmdir()

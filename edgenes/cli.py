@@ -61,9 +61,8 @@ def run(profile: ProfileName = "demo",
     from edgenes.profiles import get_profile, open_shop
     changes = dict(change.partition("=")[::2] for change in set_ or []) | ({"accelerate": "1"} if accelerate else {})
     chosen = get_profile(profile, changes)
-    shop = open_shop(chosen, results, data, device)
-    chosen_seeds = seed_list(seeds or str(chosen.seeds))
-    found = experiments_of(experiments)
+    chosen_seeds, found = seed_list(seeds or str(chosen.seeds)), experiments_of(experiments)
+    shop = open_shop(chosen, results, data, device)  # what needs data comes after what does not
     plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
     pipeline.run(shop, plans, workers=workers)
     if tables: show(Path(shop.results))

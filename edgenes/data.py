@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .core import EdgenesError, content_hash, derive_seed, require, whole
+from .core import EdgenesError, content_hash, derive_seed, require, short, whole
 
 # %% auto #0
 __all__ = ['Source', 'ARRAYS', 'SUFFIXES', 'FORMATS', 'LEFT_BY_SYSTEMS', 'Split', 'Data', 'downscale_images',
@@ -280,7 +280,7 @@ def read_torchvision(path: Path) -> Source:
 
 # %% ../nbs/01_data.ipynb #30a7029
 def read_source(path: Path, download: bool = False) -> Source:
-    "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that holds none."
+    "Reads whichever of the three forms is at `path`; with `download`, CIFAR-100 is fetched into a folder that is empty."
     require(os.path.exists(path), f"data not found: {path} does not exist; give an .npz file or a folder that is there")
     if os.path.isfile(path):
         require(path.suffix == ".npz", f"{path} is not an .npz file: give one, or a folder")
@@ -293,7 +293,9 @@ def read_source(path: Path, download: bool = False) -> Source:
     files = [f for f in files if f.name == "cifar100.npz"] or files
     require(len(files) < 2, f"{path} holds {len(files)} .npz files: name the one to read, for example {files[:1]}")
     if files: return read_npz(files[0])
-    require(download, f"{path} holds no data: it needs an .npz file, or train/ and test/ with one folder of pictures a class")
+    other = sorted(p.name for p in path.iterdir() if not p.name.startswith((".", "cifar-100")))
+    require(download and not other, f"{path} holds no data: it needs an .npz file, or train/ and test/ with one folder of pictures a class"
+            + (f"; CIFAR-100 is downloaded into an empty folder alone, and this one holds {short(other[0])}" if other else ""))
     return read_torchvision(path)
 
 # %% ../nbs/01_data.ipynb #30a7052

@@ -55,7 +55,7 @@ def encode(labels: Any) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/23_estimator.ipynb #6332007
 def to_split(images: Any, codes: np.ndarray | None, classes: int, where: str) -> Split:
     "Images (N, H, W, C) or (N, H, W) as a checked `Split`; without codes, as one for prediction."
-    require(not isinstance(images, (str, Path)), f"{images} is a path, which only fit and evaluate take: give an array of images, or use "
+    require(not isinstance(images, (str, Path)), f"{images} is a path, which only fit, score and evaluate take: give an array of images, or use "
                                                  f"the command `edgenes predict`")
     try: pixels = np.asarray(images)
     except (ValueError, TypeError) as error: raise EdgenesError(f"{where}: images are not one array ({error}): give uint8 N x H x W x C") from error

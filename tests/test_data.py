@@ -100,6 +100,12 @@ def test_tree_pictures(tree):
 def test_empty_folder(tmp_path): refused("holds no data", tmp_path)
 
 
+def test_nothing_is_downloaded_into_a_folder_of_pictures(tmp_path):
+    (tmp_path / "cat").mkdir()
+    refused("CIFAR-100 is downloaded into an empty folder alone, and this one holds 'cat'", "cifar100", folder=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["cat"]
+
+
 def test_cifar_without_network(tmp_path, monkeypatch):
     def no_network(*args, **kwargs): raise OSError("no network")
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", no_network)

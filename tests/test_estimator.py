@@ -244,3 +244,9 @@ def test_one_architecture_twice_gives_two_networks():
     profile = replace(make_profile(data, 0, 1, 1), members=1)
     with Run(data, profile, 0, None, 0) as run: _, probs = run_retraining(run, [(genotype, 0), (genotype, 1)], 1.0)
     assert not torch.equal(probs[0], probs[1])
+
+
+def test_a_fit_does_not_write_into_its_pictures(tmp_path):
+    from edgenes.app import fit
+    with pytest.raises(EdgenesError, match="is the folder of the pictures: give another one with --out"): fit(tmp_path, tmp_path / "." / "")
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from edgenes.report import EXPERIMENTS, build, experiment, published_figures, sy
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-COMMITTED = [p for p in sorted(ROOT.glob("results/*/tables")) if (p.parent / "runs").is_dir() and p.parent.name != "bench"]
+COMMITTED = [p for p in sorted(ROOT.glob("results/*/tables")) if (p.parent / "runs").is_dir() and p.parent.name not in ("bench", "own")]
 
 
 def results_of(folder: Path) -> dict:
@@ -106,6 +106,14 @@ def test_committed_tables_are_those_of_their_records(tables, tmp_path):
         pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=str(csv))  # other processors sum in another order
 
 
+def test_the_committed_table_of_own_images_is_that_of_its_records(tmp_path):
+    import papermill
+    shutil.copytree(ROOT / "results" / "own" / "runs", tmp_path / "runs")
+    papermill.execute_notebook(str(ROOT / "nbs" / "reading" / "own_trial.ipynb"), str(tmp_path / "out.ipynb"), {"results": str(tmp_path)}, progress_bar=False)
+    again, committed = (pd.read_csv(folder / "tables" / "trials.csv") for folder in (tmp_path, ROOT / "results" / "own"))
+    pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_report_of_one_experiment_alone(name, tmp_path):
     """Somebody runs a single experiment, on one seed: its figures and tables are made, and nothing stops for what is absent."""
@@ -186,3 +194,18 @@ def test_unwritable_results_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = subprocess.run([sys.executable, "-m", "edgenes", "run", "smoke", "--results", str(tmp_path / "file" / "r")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("edgenes: cannot") and done.stderr.strip().count("\n") == 0, done.stderr
+
+
+def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
+    from edgenes.experiments.quality import frame, measure, plans, result
+    shop = open_shop(get_profile("smoke"), tmp_path / "r")
+    run(shop, plans(shop, 0, ("DARTS", "DartsEns", "EdgeNES", "Random-NES")), workers=1, progress=False)
+    accuracy, raw = frame(shop.records)["accuracy_percent"], frame(shop.records)["total_seconds"]
+    record = measure(shop)
+    assert measure(shop) == record  # this code has been timed
+    one = {kind: sum(values) / len(values) for kind, values in record["results"]["seconds"].items()}
+    found = frame(shop.records).set_index("system")
+    assert found["search_seconds"].tolist() == pytest.approx([one["darts"], 2 * one["darts"], 0, one["darts"] + one["hypernetwork"]])
+    assert found["retraining_seconds"].tolist() == pytest.approx([k * one["retraining"] for k in (1, 2, 2, 2)])
+    assert found["accuracy_percent"].tolist() == accuracy.tolist() and found["total_seconds"].tolist() != raw.tolist()
+    assert "by one version of the code" in result(shop.records, {}).said[-1]

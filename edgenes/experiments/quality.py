@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,8 +28,8 @@ from ..statistics import MARGINS, components, mixed_model, paired_tests, summary
 from ..tasks import Task, drawn_lambdas, genotype_of
 
 # %% auto #0
-__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'KINDS', 'TITLE', 'plans', 'system', 'best_screened', 'measure', 'searches',
-           'costs_of', 'frame', 'table', 'tests', 'why', 'cost_figure', 'seeds_figure', 'result', 'printed',
+__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'KINDS', 'TITLE', 'plans', 'system', 'best_screened', 'measure', 'measured',
+           'searches', 'costs_of', 'frame', 'table', 'tests', 'why', 'cost_figure', 'seeds_figure', 'result', 'printed',
            'sentences', 'why_sentences', 'mixed_sentence', 'cost_sentence']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9007
@@ -96,6 +96,16 @@ def measure(shop: Shop, seed: int = 0) -> dict[str, Any]:
         seconds = {kind: [sum(v for k, v in r["seconds"].items() if k != "wall") for r in all_records(other.records, kind)] for kind in KINDS}
     return write_record(shop.records, "costs", inputs, {"seconds": seconds}, {"total": sum(map(sum, seconds.values()))})
 
+
+# %% ../../nbs/experiments/quality.ipynb #a7a9010c
+def measured(records: Records) -> dict[str, list[float]]:
+    "Seconds of single runs of every kind, of the last record `costs`; empty where there is none. `EdgenesError` when it holds something else."
+    found = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
+    seconds = found[-1]["results"].get("seconds") if found else {}
+    sound = isinstance(seconds, dict) and all(isinstance(v, list) and v and all(isinstance(s, float) and 0 <= s < inf for s in v) for v in seconds.values())
+    require(sound and (set(seconds) == set(KINDS) or not found), f"{records.folder}: its last record of costs does not hold seconds of {', '.join(KINDS)}: delete it, and time the runs again")
+    return seconds
+
 def searches(name: str, members: int) -> dict[str, int]:
     "How many searches of each kind a system needs, beside its retrainings."
     if name in ("Random", "Random-NES", "NES-RS", "NES-RE"): return {}
@@ -103,9 +113,8 @@ def searches(name: str, members: int) -> dict[str, int]:
 
 def costs_of(records: Records) -> Callable[[dict[str, Any]], dict[str, float]]:
     "The seconds of a system's record: counts times the last measured seconds of each kind, or those of the record where none were measured."
-    found = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
-    if not found: return lambda r: r["seconds"]
-    each = {kind: float(np.mean(values)) for kind, values in found[-1]["results"]["seconds"].items()}
+    each = {kind: float(np.mean(values)) for kind, values in measured(records).items()}
+    if not each: return lambda r: r["seconds"]
 
     def seconds(r: dict[str, Any]) -> dict[str, float]:
         many = len(r["inputs"]["pool"])
@@ -178,7 +187,7 @@ def cost_figure(found: pd.DataFrame) -> Figure:
             s, cost = summary(part[metric]), part["total_seconds"].mean()
             ax.scatter(part["total_seconds"], part[metric], s=14, alpha=0.35, color=colour, marker=mark, linewidths=0)
             ax.plot([cost, cost], [s["ci_low"], s["ci_high"]], color=colour, lw=1.2, zorder=2)
-            ax.scatter(cost, s["mean"], s=150 if name == "EdgeNES" else 55, color=colour, marker=mark, label=name, edgecolors="black", linewidths=0.7, zorder=3)
+            ax.scatter(cost, s["mean"], s=150 if name == "EdgeNES" else 55, color=colour, marker=mark, label=name, edgecolors="black", linewidths=0.7, zorder=3 + (name == "EdgeNES"))
         ax.set(xlabel="total compute seconds (log)", ylabel=label, xscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -289,9 +298,7 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
 def cost_sentence(records: Records) -> list[str]:
     "Where the seconds come from; nothing where one version of the code made all runs and none was timed anew."
     made = {r["provenance"]["code"] for kind in KINDS for r in all_records(records, kind)}
-    measured = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
-    if not measured: return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
-    seconds = measured[-1]["results"]["seconds"]
+    if not (seconds := measured(records)): return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
     one = ", ".join(f"a {name} {np.mean(seconds[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening")))
     return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {one}, a retraining {np.mean(seconds['retraining']):.1f} "
             f"(SD {np.std(seconds['retraining'], ddof=1):.1f} over {len(seconds['retraining'])} architectures)."]
