@@ -38,7 +38,8 @@ Results = Annotated[Path | None, typer.Option(help="results folder; default: res
 def folder_of(profile: str, results: Path | None) -> Path:
     "Where the records of a profile are. `EdgenesError` for an unknown profile."
     from edgenes.profiles import get_profile, project_root
-    return results or project_root() / "results" / get_profile(profile).name
+    usual = project_root() / "results" / get_profile(profile).name
+    return results or usual
 
 
 # %% ../nbs/19_cli.ipynb #5e51004

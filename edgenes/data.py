@@ -293,7 +293,7 @@ def read_source(path: Path, download: bool = False) -> Source:
     files = [f for f in files if f.name == "cifar100.npz"] or files
     require(len(files) < 2, f"{path} holds {len(files)} .npz files: name the one to read, for example {files[:1]}")
     if files: return read_npz(files[0])
-    other = sorted(p.name for p in path.iterdir() if not p.name.startswith((".", "cifar-100")))
+    other = sorted(p.name for p in path.glob("*") if not p.name.startswith((".", "cifar-100")))
     require(download and not other, f"{path} holds no data: it needs an .npz file, or train/ and test/ with one folder of pictures a class"
             + (f"; CIFAR-100 is downloaded into an empty folder alone, and this one holds {short(other[0])}" if other else ""))
     return read_torchvision(path)
