@@ -46,8 +46,7 @@ def fit(folder: Annotated[Path, typer.Argument(help="one folder of pictures a cl
     write_atomic(out / ".probe", "").unlink()  # a folder that cannot be written is found now, not after hours of training
     if new: out.rmdir()
     m = EdgeNES(members, candidates, seed=seed, time_budget=time_budget, search_steps=search_steps, epochs=epochs, flip=flip,
-                relaxation=relaxation, downscale=downscale,
-                device=device, verbose=int(not quiet)).fit(folder)
+                relaxation=relaxation, downscale=downscale, device=device, verbose=int(not quiet)).fit(folder)
     for note in m.report_["notes"] if quiet else (): typer.echo(f"note: {note}", err=True)  # without --quiet the fit has said so itself
     typer.echo(f"wrote {m.save(out)}: validation accuracy {m.report_['validation']['accuracy_percent']:.1f} %, see {out / 'README.md'}")
 

@@ -131,10 +131,10 @@ def costs(profile: ProfileName = "cpu", results: Results = None,
           device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
           ) -> None:
     "Times a run of every kind, one after the other on one core, so that systems whose runs come from several versions of the code can be compared in T2."
-    from edgenes.experiments.quality import measure
+    from edgenes.costs import measure
     from edgenes.profiles import get_profile, open_shop
-    found = measure(open_shop(get_profile(profile), results, data, device))["results"]["seconds"]
-    for kind, values in found.items(): typer.echo(f"{kind}: {sum(values) / len(values):.1f} s, n = {len(values)}")
+    typer.echo("\n".join(f"{kind}: {sum(values) / len(values):.1f} s, n = {len(values)}"
+                         for kind, values in measure(open_shop(get_profile(profile), results, data, device))["results"]["seconds"].items()))
 
 # %% ../nbs/19_cli.ipynb #5e51010
 def seed_list(text: str) -> list[int]:

@@ -74,7 +74,6 @@ def accelerated(forward: Callable[..., Any],  # a network's forward pass
     "The forward pass compiled; on a GPU also in bf16 by autocast, its launches replayed as CUDA graphs. What does not compile runs as it is, after a warning."
     if not on: return forward
     import torch
-    from torch.utils._pytree import tree_map
     cuda = device.type == "cuda"
     routes = [torch.compile(forward, dynamic=False, backend=backend, mode="reduce-overhead" if cuda and backend == "inductor" else None), forward]
 
@@ -86,7 +85,7 @@ def accelerated(forward: Callable[..., Any],  # a network's forward pass
                 del routes[0]
                 result = routes[0](*args)
                 warnings.warn(f"acceleration is off: the network does not compile ({type(error).__name__})", stacklevel=2)
-        return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, result)
+        return torch.utils._pytree.tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, result)
     return call
 
 # %% ../nbs/00_core.ipynb #29d2015

@@ -197,7 +197,8 @@ def test_unwritable_results_folder_is_one_line(tmp_path):
 
 
 def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
-    from edgenes.experiments.quality import frame, measure, plans, result
+    from edgenes.costs import measure
+    from edgenes.experiments.quality import frame, plans, result
     shop = open_shop(get_profile("smoke"), tmp_path / "r")
     run(shop, plans(shop, 0, ("DARTS", "DartsEns", "EdgeNES", "Random-NES")), workers=1, progress=False)
     accuracy, raw = frame(shop.records)["accuracy_percent"], frame(shop.records)["total_seconds"]

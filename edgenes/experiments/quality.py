@@ -6,11 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
-from math import ceil, inf
-from tempfile import TemporaryDirectory
-from typing import Any
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -19,18 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ..core import require
+from ..costs import cost_sentence, costs_of
 from ..genotype import Genotype
-from ..pipeline import Plan, ensemble, run, searched, seeded, trained
+from ..pipeline import Plan, ensemble, searched, seeded, trained
 from ..profiles import Shop
-from ..records import Records, all_records, provenance, write_record
+from ..records import Records, all_records
 from ..report import COSTS, METRICS, Result, accuracy_of, figure, frame_of, systems_of
 from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
 from ..tasks import Task, drawn_lambdas, genotype_of
 
 # %% auto #0
-__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'KINDS', 'TITLE', 'plans', 'system', 'best_screened', 'measure', 'measured',
-           'searches', 'costs_of', 'frame', 'table', 'tests', 'why', 'cost_figure', 'seeds_figure', 'result', 'printed',
-           'sentences', 'why_sentences', 'mixed_sentence', 'cost_sentence']
+__all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'plans', 'system', 'best_screened', 'searches', 'frame', 'table',
+           'tests', 'why', 'cost_figure', 'seeds_figure', 'result', 'printed', 'sentences', 'why_sentences',
+           'mixed_sentence']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9007
 SLIDES = ("DARTS", "Random", "DartsEns", "Random-NES", "EdgeNES")
@@ -83,52 +80,18 @@ def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Ge
     distinct = list(dict.fromkeys(ranked))
     return (taken + [distinct[i % len(distinct)] for i in range(count)])[:count]
 
-# %% ../../nbs/experiments/quality.ipynb #a7a9010b
-KINDS = ("darts", "hypernetwork", "screening", "retraining")
-
-def measure(shop: Shop, seed: int = 0) -> dict[str, Any]:
-    "The record `costs`: seconds of a run of every kind, made anew by the code as it is, one after the other in this process. Where this code has been timed, the record that it left."
-    inputs = shop.inputs(seed=seed, code=provenance()["code"])
-    if found := shop.records.find("costs", inputs): return found
-    with TemporaryDirectory() as folder:
-        other = replace(shop, results=folder)
-        run(other, [system(other, seed, name) for name in ("EdgeNES-screen", "Random-NES")], workers=1)
-        seconds = {kind: [sum(v for k, v in r["seconds"].items() if k != "wall") for r in all_records(other.records, kind)] for kind in KINDS}
-    return write_record(shop.records, "costs", inputs, {"seconds": seconds}, {"total": sum(map(sum, seconds.values()))})
-
-
 # %% ../../nbs/experiments/quality.ipynb #a7a9010c
-def measured(records: Records) -> dict[str, list[float]]:
-    "Seconds of single runs of every kind, of the last record `costs`; empty where there is none. `EdgenesError` when it holds something else."
-    found = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
-    seconds = found[-1]["results"].get("seconds") if found else {}
-    sound = isinstance(seconds, dict) and all(isinstance(v, list) and v and all(isinstance(s, float) and 0 <= s < inf for s in v) for v in seconds.values())
-    require(sound and (set(seconds) == set(KINDS) or not found), f"{records.folder}: its last record of costs does not hold seconds of {', '.join(KINDS)}: delete it, and time the runs again")
-    return seconds
-
 def searches(name: str, members: int) -> dict[str, int]:
     "How many searches of each kind a system needs, beside its retrainings."
-    if name in ("Random", "Random-NES", "NES-RS", "NES-RE"): return {}
-    return {"darts": members if name == "DartsEns" else 1} | ({"hypernetwork": 1} if name.startswith("EdgeNES") else {}) | ({"screening": 1} if name == "EdgeNES-screen" else {})
-
-def costs_of(records: Records) -> Callable[[dict[str, Any]], dict[str, float]]:
-    "The seconds of a system's record: counts times the last measured seconds of each kind, or those of the record where none were measured."
-    each = {kind: float(np.mean(values)) for kind, values in measured(records).items()}
-    if not each: return lambda r: r["seconds"]
-
-    def seconds(r: dict[str, Any]) -> dict[str, float]:
-        many = len(r["inputs"]["pool"])
-        parts = {"search": sum((each[k] * count for k, count in searches(r["inputs"]["system"], many).items()), 0.0),
-                 "retraining": many * each["retraining"], "selection": r["seconds"]["selection"]}
-        return parts | {"total": sum(parts.values())}
-    return seconds
+    found = {"darts": members if name == "DartsEns" else 1, "hypernetwork": int(name.startswith("EdgeNES")), "screening": int(name == "EdgeNES-screen")}
+    return {} if name in ("Random", "Random-NES", "NES-RS", "NES-RE") else found
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9013
 TITLE = "T2: quality and cost of every system"
 
 def frame(records: Records) -> pd.DataFrame:
     "One row a system and seed."
-    cost = costs_of(records)
+    cost = costs_of(records, searches)
     found = frame_of([r | {"seconds": cost(r)} for r in systems_of(records, "quality")])
     if found.empty: return found
     found["system"] = pd.Categorical(found["system"], SYSTEMS, ordered=True)
@@ -157,7 +120,7 @@ def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str 
 def why(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     "One row a system: what its ensembles are made of, means over seeds; and the validation accuracy of every retraining of a deep ensemble. Systems whose retrainings have no record are left out."
     alone = {records.key(r["inputs"]): r["results"]["val"]["accuracy_percent"] for r in all_records(records, "retraining")}
-    rows, deep, costs = [], [], costs_of(records)
+    rows, deep, costs = [], [], costs_of(records, searches)
     for r in systems_of(records, "quality"):
         keys, pool, cost = r["results"]["retrainings"], r["inputs"]["pool"], costs(r)
         if not all(k in alone for k in keys): continue
@@ -252,9 +215,8 @@ def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.D
         said.append(f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}.")
     if ours[1:]:
         chosen = by.loc[ours[1:], "val_accuracy_percent"].idxmax()
-        val = by["val_accuracy_percent"]
-        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data ({val[chosen]:.1f} %"
-                    + (f", EdgeNES itself {val['EdgeNES']:.1f}" if "EdgeNES" in by.index else "") + f"); its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
+        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data ({by['val_accuracy_percent'][chosen]:.1f} %"
+                    + (f", EdgeNES itself {by['val_accuracy_percent']['EdgeNES']:.1f}" if "EdgeNES" in by.index else "") + f"); its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
     compared = tables.get("T2_tests_accuracy")
     if "DeepEns-N" in by.index and "EdgeNES" in by.index:
         gap = ""
@@ -293,12 +255,3 @@ def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
             f"{listed or 'no system'} apart from EdgeNES "
             f"(points, 95 % intervals without correction, so they decide nothing: the paired tests do); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
             f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]
-
-# %% ../../nbs/experiments/quality.ipynb #a7a9031b
-def cost_sentence(records: Records) -> list[str]:
-    "Where the seconds come from; nothing where one version of the code made all runs and none was timed anew."
-    made = {r["provenance"]["code"] for kind in KINDS for r in all_records(records, kind)}
-    if not (seconds := measured(records)): return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
-    one = ", ".join(f"a {name} {np.mean(seconds[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening")))
-    return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {one}, a retraining {np.mean(seconds['retraining']):.1f} "
-            f"(SD {np.std(seconds['retraining'], ddof=1):.1f} over {len(seconds['retraining'])} architectures)."]
