@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import io
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from nbformat import NotebookNode
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 
 HERE = Path(__file__).resolve().parent
@@ -167,8 +169,9 @@ def from_report(page: Page, root: Path) -> None:
 def wide(source: str, folder: Path) -> str:
     "The width at which the labels of a PNG are as large as text, as a style: 90 pixels an inch of the figure. Nothing for what is no PNG, or says no size."
     data = base64.b64decode(source.partition("base64,")[2]) if source.startswith("data:") else path.read_bytes() if (path := folder / unquote(source)).is_file() else b""
-    at = data.find(b"pHYs", 0, 200)
-    return f"--wide: {int.from_bytes(data[16:20], 'big') / int.from_bytes(data[at + 4:at + 8], 'big') / 0.0254 * 90:.0f}px" if at > 0 else ""
+    if not data.startswith(b"\x89PNG"): return ""
+    with Image.open(io.BytesIO(data)) as picture: dots = picture.info.get("dpi")
+    return f"--wide: {90 * picture.width / dots[0]:.0f}px" if dots else ""
 
 
 def finish(page: Page, root: Path) -> None:

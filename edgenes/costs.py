@@ -74,4 +74,4 @@ def cost_sentence(records: Records) -> list[str]:
     if not (seconds := timed(records)): return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
     one, retrainings = ", ".join(f"a {name} {mean(seconds[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening"))), seconds["retraining"]
     return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {one}, a retraining {mean(retrainings):.1f} "
-            f"(SD {stdev(retrainings):.1f} over {len(retrainings)} architectures)."]
+            f"(SD {stdev(retrainings):.1f} over {len(retrainings)} runs)."]
