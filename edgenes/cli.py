@@ -66,9 +66,10 @@ def run(profile: ProfileName = "demo",
     shop = open_shop(chosen, results, data, device)  # what needs data comes after what does not
     plans = [plan for module in found.values() for seed in chosen_seeds for plan in module.plans(shop, seed)]
     pipeline.run(shop, plans, workers=workers)
-    if tables: show(Path(shop.results))
     if notebooks: execute_notebooks([*found], {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes},
                                     Path(shop.results), data, workers)
+    if tables: show(Path(shop.results))  # last, since the notebooks write their figures as a page shows them
+
 
 # %% ../nbs/19_cli.ipynb #5e51005
 @app.command(epilog="Example: edgenes report cpu")
@@ -180,7 +181,7 @@ def _execute(notebook: Path, parameters: dict[str, Any], folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory() as made:
             papermill.execute_notebook(str(notebook), f"{made}/x.ipynb", parameters | {"results": str(folder.resolve())}, progress_bar=False, log_output=False,
-                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])  # else each kernel warns of its loopback connection
+                                       extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # else each kernel tells of its loopback connection and of its end
             content = Path(f"{made}/x.ipynb").read_bytes()
     except papermill.PapermillExecutionError as error: raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
     except (OSError, RuntimeError) as error: raise EdgenesError(f"{notebook.name} stopped ({error}): free space or memory, or use "

@@ -210,3 +210,13 @@ def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
     assert found["retraining_seconds"].tolist() == pytest.approx([k * one["retraining"] for k in (1, 2, 2, 2)])
     assert found["accuracy_percent"].tolist() == accuracy.tolist() and found["total_seconds"].tolist() != raw.tolist()
     assert "by one version of the code" in result(shop.records, {}).said[-1]
+
+
+def test_a_run_with_its_notebooks_leaves_what_report_writes(tmp_path):
+    command = [sys.executable, "-m", "edgenes"]
+    made = lambda: {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.parent.name in ("figures", "tables") or p.name == "report.html"}
+    said = subprocess.run([*command, "run", "smoke", "--results", str(tmp_path), "--experiments", "space", "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.index("executed space.ipynb") < said.index("wrote")
+    once = made()
+    subprocess.run([*command, "report", "smoke", "--results", str(tmp_path)], cwd=ROOT, capture_output=True, check=True)
+    assert once and made() == once
