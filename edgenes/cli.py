@@ -207,6 +207,6 @@ def main() -> None:
         if not error.filename: sys.stdout = open(os.devnull, "w")  # else Python tries to write the rest again, and says so
     except Exception as error:  # typer brings its own copy of click's usage errors: they are known by this method
         if not hasattr(error, "format_message"): raise
-        message = error.format_message().split("\n")[0] or "nothing to do: see edgenes --help"
+        message = (error.format_message().split("\n")[0].rstrip(".") or "nothing to do") + "; see edgenes --help"
     typer.echo(f"edgenes: {EdgenesError(message)}", err=True)  # one line, without terminal codes
     sys.exit(2)

@@ -176,7 +176,8 @@ def checked_split(images: np.ndarray,  # (N, H, W, C), or (N, H, W) when grey
     require(len(missing) == 0, f"{where}: class {missing[:1]} has no image: add images, or leave the class out")
     images = images[..., None] if images.ndim == 3 else images
     h, w = images.shape[1:3]
-    require(h % 2 == 0 == w % 2, f"{where}: images are {h} x {w} pixels (N x H x W x C is read): height and width must be even, resize or pad them")
+    require(h % 2 == 0 == w % 2, f"{where}: images are {h} x {w} pixels (N x H x W x C is read): height and width must be even; "
+                                 "resize or pad them, or transpose images whose channels come first")
     return Split(torch.from_numpy(np.require(images.transpose(0, 3, 1, 2), requirements=("C", "W"))), torch.from_numpy(labels.astype(np.int64)))
 
 # %% ../nbs/01_data.ipynb #30a7022

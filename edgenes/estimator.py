@@ -199,8 +199,10 @@ class Parameters(ClassifierMixin, BaseEstimator):
                  verbose: int = 1,       # 0: silent, 1: a bar on stderr, 2: a line a phase as well
                  ):
         self.members, self.candidates, self.seed, self.time_budget, self.search_steps, self.epochs = members, candidates, seed, time_budget, search_steps, epochs
-        self.flip, self.criterion, self.relaxation, self.downscale = flip, criterion, relaxation, downscale
-        self.inputs_per_node, self.device, self.verbose = inputs_per_node, device, verbose
+        self.flip, self.criterion, self.relaxation, self.downscale, self.inputs_per_node, self.device, self.verbose = (
+            flip, criterion, relaxation, downscale, inputs_per_node, device, verbose)
+
+    __init__.__qualname__ = "EdgeNES"  # the name in Python's message on an unknown parameter
 
 # %% ../nbs/23_estimator.ipynb #6332024
 class EdgeNES(Kept, Parameters):
