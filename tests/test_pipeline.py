@@ -106,12 +106,13 @@ def test_committed_tables_are_those_of_their_records(tables, tmp_path):
         pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=str(csv))  # other processors sum in another order
 
 
-def test_the_committed_table_of_own_images_is_that_of_its_records(tmp_path):
+def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):
     import papermill
     shutil.copytree(ROOT / "results" / "own" / "runs", tmp_path / "runs")
     papermill.execute_notebook(str(ROOT / "nbs" / "reading" / "own_trial.ipynb"), str(tmp_path / "out.ipynb"), {"results": str(tmp_path)}, progress_bar=False)
-    again, committed = (pd.read_csv(folder / "tables" / "trials.csv") for folder in (tmp_path, ROOT / "results" / "own"))
-    pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6)
+    for name in ("trials.csv", "tests.csv"):
+        again, committed = (pd.read_csv(folder / "tables" / name) for folder in (tmp_path, ROOT / "results" / "own"))
+        pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=name)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
