@@ -36,7 +36,7 @@ test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
-	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README.part; mv README.part README$${lang/_/.}.md; done
+	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
 
 site: $(READY) ## write all notebooks and reports as HTML with navigation and search into _site/, without running them
 	$(BIN)/python docs/build.py _site

@@ -20,7 +20,7 @@ from .records import Records, all_records, provenance, write_record
 from .tasks import Task, drawn_lambdas
 
 # %% auto #0
-__all__ = ['KINDS', 'one_of_each', 'measure', 'timed', 'costs_of', 'cost_sentence']
+__all__ = ['KINDS', 'one_of_each', 'measure', 'timings', 'timed', 'costs_of', 'cost_sentence']
 
 # %% ../nbs/26_costs.ipynb #26c0005
 KINDS = ("darts", "hypernetwork", "screening", "retraining")
@@ -44,14 +44,17 @@ def measure(shop: Shop, seed: int = 0) -> dict[str, Any]:
     return write_record(shop.records, "costs", inputs, {"seconds": seconds}, {"total": sum(map(sum, seconds.values()))})
 
 # %% ../nbs/26_costs.ipynb #26c0007
+def timings(records: Records) -> list[dict[str, list[float]]]:
+    "Seconds of single runs of every kind, of each record `costs`, as they were written. `EdgenesError` when one holds something else."
+    found = [r["results"].get("seconds") for r in sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])]
+    for seconds in found:
+        sound = isinstance(seconds, dict) and set(seconds) == set(KINDS) and all(isinstance(v, list) and v and all(isinstance(s, float) and 0 <= s < inf for s in v) for v in seconds.values())
+        require(sound, f"{records.folder}: a record of costs does not hold seconds of {', '.join(KINDS)}: delete it, and time the runs again")
+    return found
+
 def timed(records: Records) -> dict[str, list[float]]:
-    "Seconds of single runs of every kind, of the last record `costs`; empty where there is none. `EdgenesError` when it holds something else."
-    found = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
-    if not found: return {}
-    seconds = found[-1]["results"].get("seconds")
-    sound = isinstance(seconds, dict) and set(seconds) == set(KINDS) and all(isinstance(v, list) and v and all(isinstance(s, float) and 0 <= s < inf for s in v) for v in seconds.values())
-    require(sound, f"{records.folder}: its last record of costs does not hold seconds of {', '.join(KINDS)}: delete it, and time the runs again")
-    return seconds
+    "The last of `timings`, which counts; empty where there is none."
+    return (timings(records) or [{}])[-1]
 
 def costs_of(records: Records,
              searches: Callable[[str, int], dict[str, int]],  # how many searches of each kind a system of a pool of that size needs
@@ -71,7 +74,8 @@ def costs_of(records: Records,
 def cost_sentence(records: Records) -> list[str]:
     "Where the seconds come from; nothing where one version of the code made all runs and none was timed anew."
     made = {r["provenance"]["code"] for kind in KINDS for r in all_records(records, kind)}
-    if not (seconds := timed(records)): return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
-    one, retrainings = ", ".join(f"a {name} {mean(seconds[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening"))), seconds["retraining"]
-    return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {one}, a retraining {mean(retrainings):.1f} "
-            f"(SD {stdev(retrainings):.1f} over {len(retrainings)} runs)."]
+    if not timed(records): return [f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."] if len(made) > 1 else []
+    said = [", ".join(f"a {name} {mean(each[kind]):.0f}" for kind, name in zip(KINDS, ("search", "hypernetwork", "screening"))) + f", a retraining {mean(each['retraining']):.1f} "
+            f"(SD {stdev(each['retraining']):.1f} over {len(each['retraining'])} runs)" for each in timings(records)]
+    return [f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {said[-1]}."
+            + (f" Timed before, with another version or on another day: {'; '.join(said[:-1])}." if said[1:] else "")]
