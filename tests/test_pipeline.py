@@ -115,6 +115,15 @@ def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path)
         pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=name)
 
 
+def test_a_first_trial_of_own_images_is_shown_without_a_test(tmp_path):
+    import papermill
+    (tmp_path / "runs").mkdir()
+    shutil.copy(next(p for p in sorted((ROOT / "results" / "own" / "runs").glob("*.json")) if '"clock"' in p.read_text()), tmp_path / "runs")
+    papermill.execute_notebook(str(ROOT / "nbs" / "reading" / "own_trial.ipynb"), str(tmp_path / "out.ipynb"), {"results": str(tmp_path)}, progress_bar=False)
+    trials, tests = (pd.read_csv(tmp_path / "tables" / name) for name in ("trials.csv", "tests.csv"))
+    assert list(trials["system"]) == ["ensemble of 3", "one network"] and len(tests) == 0
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_report_of_one_experiment_alone(name, tmp_path):
     """Somebody runs a single experiment, on one seed: its figures and tables are made, and nothing stops for what is absent."""
