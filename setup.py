@@ -1,4 +1,5 @@
 """Hands settings.ini, the one source of version and dependencies, to setuptools; pyproject.toml holds the rest."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

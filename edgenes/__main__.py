@@ -1,5 +1,6 @@
 """`python -m edgenes`."""
-from edgenes.cli import main
+
+from edgenes.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,5 @@
 """What runs on a CPU of the switch for speed gives the same numbers; the CUDA graphs of a GPU are not run here."""
+
 import copy
 import shutil
 import warnings
@@ -7,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edgenes.core import accelerated
-from edgenes.data import load_data
-from edgenes.genotype import Genotype, SearchSpace
-from edgenes.profiles import PROFILES, get_profile
+from edgenes.device import accelerated
+from edgenes.discrete import DiscreteNetwork
+from edgenes.genotype import SearchSpace
+from edgenes.neighbours import random_genotype
+from edgenes.readers import load_data
 from edgenes.relaxation import mixing_weights
-from edgenes.retraining import DiscreteNetwork, RetrainSettings, predict, retrain
+from edgenes.retraining import RetrainSettings, predict, retrain
+from edgenes.study.profiles import PROFILES, get_profile
 from edgenes.supernet import Supernet
 
 CPU = torch.device("cpu")
@@ -33,9 +36,14 @@ def assert_equal(ours, plain, limit):
 
 def problems():
     """(name, network, arguments of its forward pass)"""
-    x, space = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), SearchSpace(nodes=2)
+    x, space = (
+        torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        SearchSpace(nodes=2),
+    )
     x = x.contiguous(memory_format=torch.channels_last)
-    net = DiscreteNetwork(Genotype.random(SearchSpace(), 2), 10, 3, 4, 1).to(memory_format=torch.channels_last)
+    net = DiscreteNetwork(random_genotype(SearchSpace(), 2), 10, 3, 4, 1).to(
+        memory_format=torch.channels_last
+    )
     yield "discrete", net, (x,)
     mix = mixing_weights(space, torch.randn(space.size, generator=torch.Generator().manual_seed(1)))
     yield "supernet", Supernet(space, 10, 3, 4, 1), (x, mix)
@@ -52,33 +60,52 @@ def test_a_traced_network_is_the_plain_one(name, net, arguments):
 @pytest.mark.parametrize("name, net, arguments", list(problems()))
 def test_bf16_is_near_float32(name, net, arguments):
     """Its numbers have 8 bits, so that BN and ReLU spread a relative error of 2^-8 a step."""
-    with torch.autocast("cpu", torch.bfloat16): fast = outputs_and_gradients(lambda *a: net(*a).float(), net, *arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = outputs_and_gradients(lambda *a: net(*a).float(), net, *arguments)
     assert_equal(fast, outputs_and_gradients(net, net, *arguments), 0.1)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile, g++, is not installed")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="the compiler of torch.compile, g++, is not installed"
+)
 def test_compiled_retraining_is_the_plain_one():
     data = load_data("digits", train_images=64, val_images=50, test_images=50)
-    genotype, settings = Genotype.random(SearchSpace(), 2), RetrainSettings(1, 32, 2, 1)
+    genotype, settings = random_genotype(SearchSpace(), 2), RetrainSettings(1, 32, 2, 1)
     plain, _ = retrain(data, genotype, settings, 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="acceleration is off")
         fast, log = retrain(data, genotype, replace(settings, accelerate=True), 0)
     assert torch.isfinite(torch.tensor(log[0]["train_loss_nats"]))
-    torch.testing.assert_close(predict(fast, data.val, data), predict(plain, data.val, data), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        predict(fast, data.val, data), predict(plain, data.val, data), atol=1e-3, rtol=0
+    )
 
 
 def test_the_switch_is_part_of_a_run_and_off_unless_asked_for():
     for name, profile in PROFILES.items():
         on = get_profile(name, accelerate="1")
-        assert "accelerate" not in profile.darts.described() | profile.hyper.described() | profile.retrain.described()
-        assert on.darts.described()["accelerate"] and on.hyper.described()["accelerate"] and on.retrain.described()["accelerate"]
-        assert replace(on, darts=profile.darts, hyper=profile.hyper, retrain=profile.retrain) == profile == get_profile(name)
+        assert (
+            "accelerate"
+            not in profile.darts.described()
+            | profile.hyper.described()
+            | profile.retrain.described()
+        )
+        assert (
+            on.darts.described()["accelerate"]
+            and on.hyper.described()["accelerate"]
+            and on.retrain.described()["accelerate"]
+        )
+        assert (
+            replace(on, darts=profile.darts, hyper=profile.hyper, retrain=profile.retrain)
+            == profile
+            == get_profile(name)
+        )
 
 
 def test_a_fault_of_the_network_is_not_hidden():
     _, net, (x,) = next(problems())
-    with pytest.raises(RuntimeError, match="channels"): accelerated(net, CPU, backend="eager")(x[:, :2])
+    with pytest.raises(RuntimeError, match="channels"):
+        accelerated(net, CPU, backend="eager")(x[:, :2])
 
 
 def test_a_copied_network_is_left_alone():

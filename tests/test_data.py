@@ -1,4 +1,5 @@
 """Bad input to edgenes.data: each is one clear line that names the place and the remedy."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +9,28 @@ import torchvision
 from PIL import Image
 
 from edgenes.core import EdgenesError, stream
-from edgenes.data import Augment, Split, augment, batches, load_data, read_part, read_pictures
+from edgenes.data import Augment, Split, augment, batches
+from edgenes.readers import load_data, read_part, read_pictures
 
 
 @pytest.fixture
 def arrays():
     rng = np.random.default_rng(0)
-    return {"class_names": np.array(["a", "b"]), "train_images": rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8), "train_labels": np.arange(40) % 2,
-            "test_images": rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), "test_labels": np.arange(10) % 2}
+    return {
+        "class_names": np.array(["a", "b"]),
+        "train_images": rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8),
+        "train_labels": np.arange(40) % 2,
+        "test_images": rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8),
+        "test_labels": np.arange(10) % 2,
+    }
 
 
 @pytest.fixture
 def tree(tmp_path, arrays):
     for part in ("train", "test"):
-        for i, (pixels, label) in enumerate(zip(arrays[f"{part}_images"], arrays[f"{part}_labels"])):
+        for i, (pixels, label) in enumerate(
+            zip(arrays[f"{part}_images"], arrays[f"{part}_labels"])
+        ):
             place = tmp_path / "tree" / part / "ab"[label]
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(place / f"{i:02}.png")
@@ -29,28 +38,41 @@ def tree(tmp_path, arrays):
 
 
 def refused(match, *args, **kwargs):
-    with pytest.raises(EdgenesError, match=match) as caught: load_data(*args, **kwargs)
+    with pytest.raises(EdgenesError, match=match) as caught:
+        load_data(*args, **kwargs)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    ({"train_images": np.zeros((40, 4, 4, 3), np.int64)}, "images are int64, not uint8"),
-    ({"train_images": np.zeros((40, 4), np.uint8)}, "images have shape"),
-    ({"train_images": np.zeros((0, 4, 4, 3), np.uint8), "train_labels": np.zeros(0, int)}, "images have shape"),
-    ({"train_images": np.zeros((40, 3, 4, 4), np.uint8)}, "3 x 4 pixels .N x H x W x C is read"),
-    ({"test_images": np.zeros((10, 4, 5, 3), np.uint8)}, "test of .*4 x 5 pixels"),
-    ({"test_images": np.zeros((10, 4, 4), np.uint8)}, "train and test differ in channels or size"),
-    ({"train_labels": np.arange(40) % 2 - 1}, "labels run from -1 to 0"),
-    ({"train_labels": np.arange(40) / 40}, "labels are float64"),
-    ({"train_labels": np.zeros((40, 1), int)}, "labels are int64 of shape"),
-    ({"train_labels": np.zeros(40, int)}, "class .1. has no image"),
-    ({"train_labels": np.array([1] + [0] * 39)}, "the smallest, class 1, has 1"),
-    ({"class_names": np.array(["a", "a"])}, "one or more different strings"),
-    ({"class_names": np.array(["a"])}, "labels run from 0 to 1, but 1 class names"),
-    ({"class_names": np.array([1, 2])}, "one or more different strings"),
-    ({"train_labels": np.array([{}] * 40, dtype=object)}, "not pickled objects"),
-    ({"class_names": None, "test_images": None}, "lacks the arrays class_names, test_images"),
-])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"train_images": np.zeros((40, 4, 4, 3), np.int64)}, "images are int64, not uint8"),
+        ({"train_images": np.zeros((40, 4), np.uint8)}, "images have shape"),
+        (
+            {"train_images": np.zeros((0, 4, 4, 3), np.uint8), "train_labels": np.zeros(0, int)},
+            "images have shape",
+        ),
+        (
+            {"train_images": np.zeros((40, 3, 4, 4), np.uint8)},
+            "3 x 4 pixels .N x H x W x C is read",
+        ),
+        ({"test_images": np.zeros((10, 4, 5, 3), np.uint8)}, "test of .*4 x 5 pixels"),
+        (
+            {"test_images": np.zeros((10, 4, 4), np.uint8)},
+            "train and test differ in channels or size",
+        ),
+        ({"train_labels": np.arange(40) % 2 - 1}, "labels run from -1 to 0"),
+        ({"train_labels": np.arange(40) / 40}, "labels are float64"),
+        ({"train_labels": np.zeros((40, 1), int)}, "labels are int64 of shape"),
+        ({"train_labels": np.zeros(40, int)}, "class .1. has no image"),
+        ({"train_labels": np.array([1] + [0] * 39)}, "the smallest, class 1, has 1"),
+        ({"class_names": np.array(["a", "a"])}, "one or more different strings"),
+        ({"class_names": np.array(["a"])}, "labels run from 0 to 1, but 1 class names"),
+        ({"class_names": np.array([1, 2])}, "one or more different strings"),
+        ({"train_labels": np.array([{}] * 40, dtype=object)}, "not pickled objects"),
+        ({"class_names": None, "test_images": None}, "lacks the arrays class_names, test_images"),
+    ],
+)
 def test_npz_arrays(tmp_path, arrays, change, match):
     np.savez(tmp_path / "bad.npz", **{k: v for k, v in (arrays | change).items() if v is not None})
     refused(match, tmp_path / "bad.npz")
@@ -60,7 +82,12 @@ def test_npz_file(tmp_path, arrays):
     path = tmp_path / "x.npz"
     np.savez(path, **arrays)
     whole = path.read_bytes()
-    for content in (b"", b"no archive", whole[:len(whole) // 2], whole[:300] + bytes(200) + whole[500:]):
+    for content in (
+        b"",
+        b"no archive",
+        whole[: len(whole) // 2],
+        whole[:300] + bytes(200) + whole[500:],
+    ):
         path.write_bytes(content)
         refused("cannot read .*x.npz as an .npz file", path)
     np.save(tmp_path / "plain.npy", arrays["train_images"])
@@ -71,7 +98,9 @@ def test_npz_file(tmp_path, arrays):
 
 
 def test_grey_and_folder_holding_npz(tmp_path, arrays):
-    grey = arrays | {f"{part}_images": arrays[f"{part}_images"][..., 0] for part in ("train", "test")}
+    grey = arrays | {
+        f"{part}_images": arrays[f"{part}_images"][..., 0] for part in ("train", "test")
+    }
     np.savez(tmp_path / "grey.npz", **grey)
     assert load_data(tmp_path).channels == 1
     np.savez(tmp_path / "second.npz", **arrays)
@@ -83,7 +112,12 @@ def test_grey_and_folder_holding_npz(tmp_path, arrays):
 def test_tree_pictures(tree):
     good = (tree / "train" / "a" / "00.png").read_bytes()
     bad = tree / "train" / "b" / "zz.png"
-    for mode, size, match in (("RGB", (6, 4), r"zz.png is RGB \(4, 6\)"), ("L", (4, 4), "zz.png is L"), ("RGBA", (4, 4), "mode RGBA"), ("I;16", (4, 4), "mode I;16")):
+    for mode, size, match in (
+        ("RGB", (6, 4), r"zz.png is RGB \(4, 6\)"),
+        ("L", (4, 4), "zz.png is L"),
+        ("RGBA", (4, 4), "mode RGBA"),
+        ("I;16", (4, 4), "mode I;16"),
+    ):
         Image.new(mode, size).save(bad)
         refused(match, tree)
     for content in (b"", good[:40]):
@@ -97,41 +131,71 @@ def test_tree_pictures(tree):
     refused("holds no picture", tree)
 
 
-def test_empty_folder(tmp_path): refused("holds no data", tmp_path)
+def test_empty_folder(tmp_path):
+    refused("holds no data", tmp_path)
 
 
 def test_nothing_is_downloaded_into_a_folder_of_pictures(tmp_path):
     (tmp_path / "cat").mkdir()
-    refused("CIFAR-100 is downloaded into an empty folder alone, and this one holds 'cat'", "cifar100", folder=tmp_path)
+    refused(
+        "CIFAR-100 is downloaded into an empty folder alone, and this one holds 'cat'",
+        "cifar100",
+        folder=tmp_path,
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["cat"]
 
 
 def test_cifar_without_network(tmp_path, monkeypatch):
-    def no_network(*args, **kwargs): raise OSError("no network")
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", no_network)
-    refused("holds no sound copy of CIFAR-100, and it cannot be downloaded", "cifar100", folder=tmp_path)
+    refused(
+        "holds no sound copy of CIFAR-100, and it cannot be downloaded", "cifar100", folder=tmp_path
+    )
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"not the checksum of the original")
     refused("no sound copy", "cifar100", folder=tmp_path)
 
 
-@pytest.mark.parametrize(("settings", "match"), [
-    ({"val_images": 0}, "val_images is"), ({"val_images": 2.5}, "val_images is"), ({"train_images": True}, "train_images is"),
-    ({"val_images": 2000}, "more than the"), ({"val_images": 1438}, "leave none"), ({"test_images": 5}, "10 classes on both sides"),
-    ({"downscale": 0}, "downscale is"), ({"downscale": 3}, "multiples of 6"), ({"downscale": 8}, "multiples of 16"), ({"seed": -1}, "seed is"),
-])
-def test_settings(settings, match): refused(match, "digits", **settings)
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"val_images": 0}, "val_images is"),
+        ({"val_images": 2.5}, "val_images is"),
+        ({"train_images": True}, "train_images is"),
+        ({"val_images": 2000}, "more than the"),
+        ({"val_images": 1438}, "leave none"),
+        ({"test_images": 5}, "10 classes on both sides"),
+        ({"downscale": 0}, "downscale is"),
+        ({"downscale": 3}, "multiples of 6"),
+        ({"downscale": 8}, "multiples of 16"),
+        ({"seed": -1}, "seed is"),
+    ],
+)
+def test_settings(settings, match):
+    refused(match, "digits", **settings)
 
 
 def test_few_images_a_class_are_split_where_each_split_can_have_one(tmp_path, arrays):
     for classes, each in ((1, 2), (1, 40), (20, 2)):
         n = classes * each
-        few = {"class_names": np.array([f"c{i}" for i in range(classes)]), "train_images": arrays["train_images"][:n], "train_labels": np.arange(n) % classes,
-               "test_images": arrays["train_images"][:classes], "test_labels": np.arange(classes)}
+        few = {
+            "class_names": np.array([f"c{i}" for i in range(classes)]),
+            "train_images": arrays["train_images"][:n],
+            "train_labels": np.arange(n) % classes,
+            "test_images": arrays["train_images"][:classes],
+            "test_labels": np.arange(classes),
+        }
         np.savez(tmp_path / "few.npz", **few)
         data = load_data(tmp_path / "few.npz")
-        assert all(len(getattr(data, name).labels.unique()) == classes for name in ("train", "val", "test"))
-    np.savez(tmp_path / "few.npz", **few | {"train_images": few["train_images"][:classes], "train_labels": few["test_labels"]})
+        assert all(
+            len(getattr(data, name).labels.unique()) == classes for name in ("train", "val", "test")
+        )
+    np.savez(
+        tmp_path / "few.npz",
+        **few | {"train_images": few["train_images"][:classes], "train_labels": few["test_labels"]},
+    )
     refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "few.npz")
 
 
@@ -141,19 +205,23 @@ def test_folder_that_cannot_be_read(tree, monkeypatch, part):
     listed = Path.iterdir
 
     def iterdir(self):
-        if self == tree / "train" / part: raise PermissionError(13, "Permission denied", str(self))
+        if self == tree / "train" / part:
+            raise PermissionError(13, "Permission denied", str(self))
         return listed(self)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     refused(f"cannot read .*train/?{part} .Permission denied", tree)
-    with pytest.raises(EdgenesError, match="cannot read .*Permission denied"): read_part(tree, "train")
+    with pytest.raises(EdgenesError, match="cannot read .*Permission denied"):
+        read_part(tree, "train")
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
 def test_name_that_no_file_can_have(name, tmp_path):
     refused("unknown data source", tmp_path / name)
-    with pytest.raises(EdgenesError, match="data not found"): read_part(tmp_path / name, "test")
-    with pytest.raises(EdgenesError, match="cannot read the picture"): read_pictures([tmp_path / name])
+    with pytest.raises(EdgenesError, match="data not found"):
+        read_part(tmp_path / name, "test")
+    with pytest.raises(EdgenesError, match="cannot read the picture"):
+        read_pictures([tmp_path / name])
 
 
 def test_constant_channel_and_empty_split(tmp_path, arrays):
@@ -161,8 +229,10 @@ def test_constant_channel_and_empty_split(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **arrays)
     data = load_data(tmp_path / "x.npz")
     assert torch.isfinite(data.normalise(data.test.images)).all()
-    with pytest.raises(EdgenesError, match="the split is empty"): next(batches(data.train.take([]), data, 4, stream(0)))
-    with pytest.raises(EdgenesError, match="3 images need as many"): Split(data.train.images[:3], data.train.labels[:2])
+    with pytest.raises(EdgenesError, match="the split is empty"):
+        next(batches(data.train.take([]), data, 4, stream(0)))
+    with pytest.raises(EdgenesError, match="3 images need as many"):
+        Split(data.train.images[:3], data.train.labels[:2])
 
 
 def test_normalise_and_flip_by_definition():
@@ -173,4 +243,6 @@ def test_normalise_and_flip_by_definition():
     assert images.dtype == torch.uint8 and data.shape == (4, 4)
     out = augment(expected, Augment(flip=True), stream(0))
     flipped = (out != expected).flatten(1).any(1)
-    assert 0.4 < flipped.float().mean() < 0.6 and torch.equal(out[flipped], expected[flipped].flip(3))
+    assert 0.4 < flipped.float().mean() < 0.6 and torch.equal(
+        out[flipped], expected[flipped].flip(3)
+    )

@@ -1,4 +1,5 @@
 """The estimator on tiny budgets: files, clocks, shapes, and on images what scikit-learn checks on tables."""
+
 from __future__ import annotations
 
 import json
@@ -19,11 +20,14 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 
-from edgenes import EdgeNES, estimator, fitting
+from edgenes import EdgeNES
 from edgenes.core import EdgenesError, content_hash, write_atomic
-from edgenes.data import load_data
-from edgenes.fitting import Run, make_profile, run_retraining
-from edgenes.genotype import Genotype
+from edgenes.estimator import estimator
+from edgenes.estimator import fit as fitting
+from edgenes.estimator.fit import FitRun, run_retraining
+from edgenes.estimator.planning import make_profile
+from edgenes.neighbours import random_genotype
+from edgenes.readers import load_data
 
 TINY = {"members": 2, "candidates": 2, "search_steps": 2, "epochs": 1, "verbose": 0}
 DIGITS = load_digits()
@@ -67,10 +71,15 @@ def test_what_scikit_learn_checks_on_tables(model):
     assert np.allclose(proba.sum(1), 1, atol=1e-6)
     assert (fresh.predict(images) == fresh.classes_[proba.argmax(1)]).all()
     assert np.allclose(fresh.predict_proba(images[order]), proba[order], atol=1e-5)
-    assert np.allclose(np.concatenate([fresh.predict_proba(part) for part in np.array_split(images, 3)]), proba, atol=1e-5)
+    assert np.allclose(
+        np.concatenate([fresh.predict_proba(part) for part in np.array_split(images, 3)]),
+        proba,
+        atol=1e-5,
+    )
     assert np.array_equal(pickle.loads(pickle.dumps(fresh)).predict_proba(images), proba)
     assert np.array_equal(fresh.predict_proba(images), proba)
-    with pytest.raises(EdgenesError, match="shape"): EdgeNES(**TINY).fit(images, labels[:, None])
+    with pytest.raises(EdgenesError, match="shape"):
+        EdgeNES(**TINY).fit(images, labels[:, None])
 
 
 def test_cross_validation():
@@ -85,9 +94,13 @@ def test_shapes(shape, tmp_path):
     m = EdgeNES(**TINY | {"members": 1, "candidates": 1}).fit(images, labels)
     assert m.predict(images).dtype == bool and m.image_shape_ == (*shape, 1)[:3]
     again = EdgeNES.load(m.save(tmp_path))
-    assert np.array_equal(again.predict_proba(images), m.predict_proba(images)) and again.classes_.dtype == bool
+    assert (
+        np.array_equal(again.predict_proba(images), m.predict_proba(images))
+        and again.classes_.dtype == bool
+    )
     x = torch.rand(2, m.image_shape_[2], *shape[:2])
-    with torch.no_grad(): assert m.members_[0](x).shape == (2, 2)
+    with torch.no_grad():
+        assert m.members_[0](x).shape == (2, 2)
 
 
 def test_saved_files_are_the_model(model, tmp_path):
@@ -101,38 +114,86 @@ def test_saved_files_are_the_model(model, tmp_path):
     assert model.save(tmp_path) == tmp_path  # over itself
 
 
-@pytest.mark.parametrize("name", ["ensemble.json", "weights.safetensors", "member-1.json", "optimum.json"])
+@pytest.mark.parametrize(
+    "name", ["ensemble.json", "weights.safetensors", "member-1.json", "optimum.json"]
+)
 def test_damaged_file_is_named(model, tmp_path, name):
     path = model.save(tmp_path) / name
     good = path.read_bytes()
-    for bad in (b"", good[: len(good) // 2], good[:-2] + b"xx", b"[]", b"null", good.replace(b"3", b"4")):
+    for bad in (
+        b"",
+        good[: len(good) // 2],
+        good[:-2] + b"xx",
+        b"[]",
+        b"null",
+        good.replace(b"3", b"4"),
+    ):
         path.write_bytes(bad)
-        with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+        with pytest.raises(EdgenesError, match=name):
+            EdgeNES.load(tmp_path)
     path.unlink()
-    with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+    with pytest.raises(EdgenesError, match=name):
+        EdgeNES.load(tmp_path)
 
 
 def changed(manifest: dict, place: tuple, value: object) -> str:
     """The manifest with another value at a place, and with the hash that belongs to it."""
     holder = manifest
-    for step in place[:-1]: holder = holder[step]
-    if value is None: del holder[place[-1]]
-    else: holder[place[-1]] = value
-    return json.dumps(manifest | {"hash": content_hash({k: v for k, v in manifest.items() if k != "hash"})})
+    for step in place[:-1]:
+        holder = holder[step]
+    if value is None:
+        del holder[place[-1]]
+    else:
+        holder[place[-1]] = value
+    return json.dumps(
+        manifest | {"hash": content_hash({k: v for k, v in manifest.items() if k != "hash"})}
+    )
 
 
-@pytest.mark.parametrize(("place", "value"), [
-    (("files", "../outside"), "0" * 64), (("files", "a\0b"), "0" * 64), (("files", "optimum.json"), "../x"), (("files",), []), (("files",), {}), (("params", "members"), 10**12), (("params", "members"), 0),
-    (("params", "members"), 1), (("params", "downscale"), "x"), (("params", "time_budget"), "x"), (("params", "more"), 1), (("params",), []), (("report", "network", "layers"), 10**9),
-    (("report", "network", "channels"), 10**9), (("report", "network"), None), (("report", "downscale"), 10**6), (("report", "downscale"), "x"), (("report", "spent"), None),
-    (("report", "validation"), "x"), (("report", "candidates"), [[]]), (("report", "calibration"), 3), (("report", "images"), None), (("report",), "x"), (("image_shape",), [8, 8]), (("image_shape",), [8, 8, 10**9]),
-    (("classes", "values"), [10**30, 1]), (("classes", "values"), ["b", "a"]), (("classes", "dtype"), "<M8[s]"), (("classes", "dtype"), "<U999999999"), (("classes",), None), (("version",), {})])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("files", "../outside"), "0" * 64),
+        (("files", "a\0b"), "0" * 64),
+        (("files", "optimum.json"), "../x"),
+        (("files",), []),
+        (("files",), {}),
+        (("params", "members"), 10**12),
+        (("params", "members"), 0),
+        (("params", "members"), 1),
+        (("params", "downscale"), "x"),
+        (("params", "time_budget"), "x"),
+        (("params", "more"), 1),
+        (("params",), []),
+        (("report", "network", "layers"), 10**9),
+        (("report", "network", "channels"), 10**9),
+        (("report", "network"), None),
+        (("report", "downscale"), 10**6),
+        (("report", "downscale"), "x"),
+        (("report", "spent"), None),
+        (("report", "validation"), "x"),
+        (("report", "candidates"), [[]]),
+        (("report", "calibration"), 3),
+        (("report", "images"), None),
+        (("report",), "x"),
+        (("image_shape",), [8, 8]),
+        (("image_shape",), [8, 8, 10**9]),
+        (("classes", "values"), [10**30, 1]),
+        (("classes", "values"), ["b", "a"]),
+        (("classes", "dtype"), "<M8[s]"),
+        (("classes", "dtype"), "<U999999999"),
+        (("classes",), None),
+        (("version",), {}),
+    ],
+)
 def test_sealed_manifest_that_says_nonsense_is_one_line(model, tmp_path, place, value):
     path = model.save(tmp_path / "e") / "ensemble.json"
     path.write_text(changed(json.loads(path.read_text()), place, value))
-    if place == ("version",): assert EdgeNES.load(tmp_path / "e").report_  # of no importance
+    if place == ("version",):
+        assert EdgeNES.load(tmp_path / "e").report_  # of no importance
     else:
-        with pytest.raises(EdgenesError, match="was changed after|cannot build"): EdgeNES.load(tmp_path / "e")
+        with pytest.raises(EdgenesError, match="was changed after|cannot build"):
+            EdgeNES.load(tmp_path / "e")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ensemble.json"])
@@ -140,12 +201,15 @@ def test_pipe_in_place_of_a_file_is_refused(model, tmp_path, name):
     path = model.save(tmp_path) / name
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(EdgenesError, match=name): EdgeNES.load(tmp_path)
+    with pytest.raises(EdgenesError, match=name):
+        EdgeNES.load(tmp_path)
 
 
 @pytest.mark.parametrize("end", [0, 3, 7, 8, 9, 12, 15])  # 8 files, the manifest, 8 renamings
 @pytest.mark.parametrize("how", [EdgenesError, KeyboardInterrupt])
-def test_saving_over_an_ensemble_leaves_one_of_the_two(model, former, tmp_path, monkeypatch, end, how):
+def test_saving_over_an_ensemble_leaves_one_of_the_two(
+    model, former, tmp_path, monkeypatch, end, how
+):
     """A disk that is full (an error) or a kill (no clean-up) at the n-th file that is written or renamed."""
     count = 0
     former.save(tmp_path)
@@ -154,27 +218,40 @@ def test_saving_over_an_ensemble_leaves_one_of_the_two(model, former, tmp_path, 
         def call(*given):
             nonlocal count
             count += 1
-            if count - 1 == end: raise how("no space left")
+            if count - 1 == end:
+                raise how("no space left")
             return act(*given)
+
         return call
 
     with monkeypatch.context() as patch:
         patch.setattr(estimator, "write_atomic", counted(write_atomic))
         patch.setattr(estimator, "write_json", counted(estimator.write_json))
         patch.setattr(estimator, "os", SimpleNamespace(replace=counted(os.replace), path=os.path))
-        with pytest.raises((how, EdgenesError)): model.save(tmp_path)
+        with pytest.raises((how, EdgenesError)):
+            model.save(tmp_path)
     found = EdgeNES.load(tmp_path)
-    assert any(np.array_equal(found.predict_proba(IMAGES), m.predict_proba(IMAGES)) for m in (former, model))
+    assert any(
+        np.array_equal(found.predict_proba(IMAGES), m.predict_proba(IMAGES))
+        for m in (former, model)
+    )
     model.save(tmp_path)
-    assert np.array_equal(EdgeNES.load(tmp_path).predict_proba(IMAGES), model.predict_proba(IMAGES)) and not list(tmp_path.glob(".*"))
+    assert np.array_equal(
+        EdgeNES.load(tmp_path).predict_proba(IMAGES), model.predict_proba(IMAGES)
+    ) and not list(tmp_path.glob(".*"))
     former.save(tmp_path)
     assert not (tmp_path / "member-1.json").exists() and EdgeNES.load(tmp_path).members == 1
 
 
 def test_card_shows_names_as_they_are(model, tmp_path):
-    odd = clone(model).fit(FEW[0], np.where(FEW[1] == "digit 3", "<script>\nalert(1)</script>|[x](y)", FEW[1]))
+    odd = clone(model).fit(
+        FEW[0], np.where(FEW[1] == "digit 3", "<script>\nalert(1)</script>|[x](y)", FEW[1])
+    )
     text = (odd.save(tmp_path) / "README.md").read_text()
-    assert "<script" not in text and "&#60;script&#62; alert(1)&#60;/script&#62;&#124;&#91;x&#93;(y)" in text
+    assert (
+        "<script" not in text
+        and "&#60;script&#62; alert(1)&#60;/script&#62;&#124;&#91;x&#93;(y)" in text
+    )
 
 
 def test_what_is_not_read_in_a_folder_is_noted(tmp_path, capsys):
@@ -183,26 +260,37 @@ def test_what_is_not_read_in_a_folder_is_noted(tmp_path, capsys):
     for i, name in enumerate(f"{y}/{j}.png" for y in ("cat", "dog") for j in range(6)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(IMAGES[i]).save(folder / name)
-    assert EdgeNES(**TINY).fit(folder).report_["notes"] == EdgeNES(**TINY).fit(IMAGES[:12], np.repeat(["cat", "dog"], 6)).report_["notes"]
-    for name in ("cat/notes.txt", "cat/.DS_Store", "dog/Thumbs.db", ".hidden.png", "loose.png"): (folder / name).write_text("text")
+    assert (
+        EdgeNES(**TINY).fit(folder).report_["notes"]
+        == EdgeNES(**TINY).fit(IMAGES[:12], np.repeat(["cat", "dog"], 6)).report_["notes"]
+    )
+    for name in ("cat/notes.txt", "cat/.DS_Store", "dog/Thumbs.db", ".hidden.png", "loose.png"):
+        (folder / name).write_text("text")
     (folder / "dog" / "more").mkdir()
     m = EdgeNES(**TINY | {"verbose": 1}).fit(folder)
-    assert m.report_["notes"][0].startswith("not read in the folder of pictures: 3, first cat/notes.txt; ") and m.report_["images"] == {"train": 9, "val": 3}
-    assert "note: not read in the folder of pictures: 3" in capsys.readouterr().out and "not read in the folder" in (m.save(tmp_path / "e") / "README.md").read_text()
+    assert m.report_["notes"][0].startswith(
+        "not read in the folder of pictures: 3, first cat/notes.txt; "
+    ) and m.report_["images"] == {"train": 9, "val": 3}
+    assert (
+        "note: not read in the folder of pictures: 3" in capsys.readouterr().out
+        and "not read in the folder" in (m.save(tmp_path / "e") / "README.md").read_text()
+    )
     (folder / "dog" / "broken.png").write_text("no picture")
-    with pytest.raises(EdgenesError, match="cannot read the picture .*broken.png"): EdgeNES(**TINY).fit(folder)
+    with pytest.raises(EdgenesError, match="cannot read the picture .*broken.png"):
+        EdgeNES(**TINY).fit(folder)
 
 
 def test_card_explains_its_metrics(model, tmp_path):
     text = (model.save(tmp_path) / "README.md").read_text()
-    for name in model.report_["validation"]: assert re.search(rf"^\| {name} \| [-\d.e]+ \| \w.{{9,}} \|$", text, re.M), name
+    for name in model.report_["validation"]:
+        assert re.search(rf"^\| {name} \| [-\d.e]+ \| \w.{{9,}} \|$", text, re.M), name
     assert "aleatoric" in text and "epistemic" in text
 
 
 @pytest.mark.parametrize("sizes", [(5,), (3, 3), (3,) * 10, (3, 90)])
 def test_few_images_a_class_are_enough(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    m = EdgeNES(**TINY).fit(IMAGES[:len(labels)], labels)
+    m = EdgeNES(**TINY).fit(IMAGES[: len(labels)], labels)
     assert m.predict_proba(IMAGES[:4]).shape == (4, len(sizes))
     assert m.evaluate(IMAGES[:1], labels[:1])["members"] == 2
 
@@ -210,13 +298,19 @@ def test_few_images_a_class_are_enough(sizes):
 @pytest.mark.parametrize("sizes", [(4,), (2, 9), (1,) * 10])
 def test_too_few_images_a_class_are_refused(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    with pytest.raises(EdgenesError, match="give at least [35] of each class"): EdgeNES(**TINY).fit(IMAGES[:len(labels)], labels)
+    with pytest.raises(EdgenesError, match="give at least [35] of each class"):
+        EdgeNES(**TINY).fit(IMAGES[: len(labels)], labels)
 
 
 def test_what_cannot_be_saved_is_refused_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(estimator, "run_method", lambda run: pytest.fail("it was trained"))
-    for labels in (["a\udcff", "b"] * 10, np.array(["2026-01-01", "2026-01-02"] * 10, "M8[s]"), [b"a", b"b"] * 10):
-        with pytest.raises(EdgenesError, match="labels cannot be used"): EdgeNES(**TINY).fit(IMAGES[:20], labels)
+    for labels in (
+        ["a\udcff", "b"] * 10,
+        np.array(["2026-01-01", "2026-01-02"] * 10, "M8[s]"),
+        [b"a", b"b"] * 10,
+    ):
+        with pytest.raises(EdgenesError, match="labels cannot be used"):
+            EdgeNES(**TINY).fit(IMAGES[:20], labels)
 
 
 def test_export_is_read_back_and_equal(model, tmp_path):
@@ -224,14 +318,17 @@ def test_export_is_read_back_and_equal(model, tmp_path):
     module = torch.export.load(path).module()
     for n in (1, 7):
         x = torch.from_numpy(IMAGES[:n])[:, None].float() / 255
-        with torch.no_grad(): assert np.allclose(module(x).numpy(), model.predict_proba(IMAGES[:n]), atol=1e-5)
+        with torch.no_grad():
+            assert np.allclose(module(x).numpy(), model.predict_proba(IMAGES[:n]), atol=1e-5)
 
 
 @pytest.mark.parametrize("clock", [time.process_time, time.perf_counter])
 def test_time_budget_is_kept(clock, monkeypatch):
     """Within a tenth in both directions: by the seconds of the process, and by those on the wall where the machine is not busy with something else."""
-    if clock is time.perf_counter and os.getloadavg()[0] > os.cpu_count(): pytest.skip("other programs take the processors, the wall would measure them")
-    for module in (fitting, estimator): monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    if clock is time.perf_counter and os.getloadavg()[0] > os.cpu_count():
+        pytest.skip("other programs take the processors, the wall would measure them")
+    for module in (fitting, estimator):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
     start = clock()
     m = EdgeNES(members=2, candidates=4, time_budget=15, verbose=0).fit(IMAGES, LABELS)
     seconds = clock() - start
@@ -240,13 +337,18 @@ def test_time_budget_is_kept(clock, monkeypatch):
 
 def test_one_architecture_twice_gives_two_networks():
     data = load_data("digits", train_images=200)
-    genotype = Genotype.random(make_profile(data, 0).space, 0)
+    genotype = random_genotype(make_profile(data, 0).space, 0)
     profile = replace(make_profile(data, 0, 1, 1), members=1)
-    with Run(data, profile, 0, None, 0) as run: _, probs = run_retraining(run, [(genotype, 0), (genotype, 1)], 1.0)
+    with FitRun(data, profile, 0, None, 0) as run:
+        _, probs = run_retraining(run, [(genotype, 0), (genotype, 1)], 1.0)
     assert not torch.equal(probs[0], probs[1])
 
 
 def test_a_fit_does_not_write_into_its_pictures(tmp_path):
-    from edgenes.app import fit
-    with pytest.raises(EdgenesError, match="is the folder of the pictures: give another one with --out"): fit(tmp_path, tmp_path / "." / "")
+    from edgenes.cli.images import fit
+
+    with pytest.raises(
+        EdgenesError, match="is the folder of the pictures: give another one with --out"
+    ):
+        fit(tmp_path, tmp_path / "." / "")
     assert not list(tmp_path.iterdir())

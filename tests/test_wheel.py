@@ -1,4 +1,5 @@
 """The wheel in an environment of its own, which holds what the package requires and nothing else."""
+
 import os
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
 from test_project import ROOT, read_settings, run
 
 USE = """
@@ -41,7 +41,8 @@ def needed() -> set[str]:
     while todo:
         requirement = Requirement(todo.pop())
         name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})): continue
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
         found.add(name)
         todo += distribution(name).requires or []
     return found
@@ -51,30 +52,94 @@ def needed() -> set[str]:
 def environment(tmp_path_factory):
     """A venv with links to the installed distributions of `needed`, and the wheel; nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=lambda at, names: [n for n in names if Path(at) == ROOT and n not in (
-        "pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "requirements.lock", "environment.yml", "edgenes")])
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, folder / "source")
+    shutil.copytree(
+        ROOT,
+        folder / "source",
+        ignore=lambda at, names: [
+            n
+            for n in names
+            if Path(at) == ROOT
+            and n
+            not in (
+                "pyproject.toml",
+                "setup.py",
+                "settings.ini",
+                "MANIFEST.in",
+                "README.md",
+                "LICENSE",
+                "requirements.lock",
+                "environment.yml",
+                "edgenes",
+            )
+        ],
+    )
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        folder,
+        folder / "source",
+    )
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
     for name in needed():
         installed = distribution(name)
-        for top in {file.parts[0] for file in installed.files or [] if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists(): (site / top).symlink_to(Path(installed.locate_file(top)))
+        for top in {
+            file.parts[0]
+            for file in installed.files or []
+            if file.parts[0] not in ("..", "__pycache__")
+        }:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(installed.locate_file(top)))
     [wheel] = folder.glob("*.whl")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--no-compile", wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--no-compile",
+        wheel,
+    )
     return python
 
 
 def call(*command, folder: Path) -> subprocess.CompletedProcess:
     """A command away from the checkout, without what the tests' own environment says."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "EDGENES"))}
-    return subprocess.run([str(c) for c in command], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def test_environment_holds_no_development_package(environment, tmp_path):
-    for name in ("nbdev", "fastcore", "papermill", "nbformat", "IPython", "ipywidgets", "pytest", "hypothesis"):
-        assert call(environment, "-c", f"import {name}", folder=tmp_path).returncode, f"{name} can be imported"
+    for name in (
+        "nbdev",
+        "fastcore",
+        "papermill",
+        "nbformat",
+        "IPython",
+        "ipywidgets",
+        "pytest",
+        "hypothesis",
+    ):
+        assert call(environment, "-c", f"import {name}", folder=tmp_path).returncode, (
+            f"{name} can be imported"
+        )
     done = call(environment, "-c", "import edgenes; print(edgenes.__file__)", folder=tmp_path)
     assert done.stdout.startswith(str(environment.parents[1])), done
 
@@ -86,7 +151,9 @@ def test_every_module_imports(environment, tmp_path):
 
 def test_import_is_quick(environment, tmp_path):
     """Beyond torch; processor seconds, so that a busy machine does not count."""
-    assert min(float(call(environment, "-c", SECONDS, folder=tmp_path).stdout) for _ in range(3)) < 0.3
+    assert (
+        min(float(call(environment, "-c", SECONDS, folder=tmp_path).stdout) for _ in range(3)) < 0.3
+    )
 
 
 def test_estimator_fits(environment, tmp_path):
@@ -99,10 +166,25 @@ def test_commands(environment, tmp_path):
     for command in ((), ("fit",)):
         done = call(edgenes, *command, "--help", folder=tmp_path)
         assert done.returncode == 0 and "Usage" in done.stdout, done
-    done = call(edgenes, "run", "smoke", "--experiments", "control", "--workers", "1", "--results", "r", folder=tmp_path)
+    done = call(
+        edgenes,
+        "run",
+        "smoke",
+        "--experiments",
+        "control",
+        "--workers",
+        "1",
+        "--results",
+        "r",
+        folder=tmp_path,
+    )
     assert done.returncode == 0 and (tmp_path / "r" / "report.html").exists(), done.stderr
     (tmp_path / "r" / "report.html").unlink()
     done = call(edgenes, "report", "smoke", "--results", "r", folder=tmp_path)
     assert done.returncode == 0 and (tmp_path / "r" / "report.html").exists(), done.stderr
     done = call(edgenes, "bench", "--quick", folder=tmp_path)  # compares with a notebook
-    assert done.returncode == 2 and "run it inside a checkout of the project" in done.stderr and done.stderr.count("\n") == 1, done
+    assert (
+        done.returncode == 2
+        and "run it inside a checkout of the project" in done.stderr
+        and done.stderr.count("\n") == 1
+    ), done

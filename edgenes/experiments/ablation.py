@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from . import quality
 from .control import calibration, hypernetworks
 from .deviation import sampled
-from .speed import complete, counted, seed_styles, spread_of, within
-from ..pipeline import Plan, ensemble
-from ..profiles import Shop
-from ..records import Records, all_records
-from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..report.frames import accuracy_of, complete, frame_of, spread_of, systems_of
+from ..report.page import Result
+from ..report.phrases import counted, within
+from ..report.plots import figure, seed_line_styles
 from ..statistics import calibration_error, holm, paired_tests, spearman, verdict
-from ..tasks import Task, genotype_of
+from ..study.pipeline import Plan, ensemble
+from ..study.records import Records, all_records
+from ..study.tasks import Task, genotype_of
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table', 'unselected', 'gap_of', 'rules', 'rule_tests',
@@ -25,22 +27,54 @@ __all__ = ['TITLE', 'CHANGES', 'RULES', 'plans', 'selection', 'control', 'table'
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de006
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"
-CHANGES = {"as described": "", "printed sign": "printed sign", "printed interpolation": "printed interpolation", "no margin": "no margin",
-           "gumbel forward": "gumbel forward", "two inputs": "two inputs"}
-RULES = (("exhaustive", "accuracy"), ("exhaustive", "nll"), ("forward", "accuracy"), ("forward", "nll"), ("beam", "nll"))
+CHANGES = {
+    "as described": "",
+    "printed sign": "printed sign",
+    "printed interpolation": "printed interpolation",
+    "no margin": "no margin",
+    "gumbel forward": "gumbel forward",
+    "two inputs": "two inputs",
+}
+RULES = (
+    ("exhaustive", "accuracy"),
+    ("exhaustive", "nll"),
+    ("forward", "accuracy"),
+    ("forward", "nll"),
+    ("beam", "nll"),
+)
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "One plan a variant and lambda, and one a selection rule."
-    inner = range(1, shop.profile.space.max_shared)
-    return [sampled(shop, seed, "ablation", name, lam, variant)
-            for name, variant in CHANGES.items() for lam in inner] + [selection(shop, seed, rule, by) for rule, by in RULES]
+    inner = range(1, workspace.profile.space.max_shared)
+    return [
+        sampled(workspace, seed, "ablation", name, lam, variant)
+        for name, variant in CHANGES.items()
+        for lam in inner
+    ] + [selection(workspace, seed, rule, by) for rule, by in RULES]
 
-def selection(shop: Shop, seed: int, rule: str, criterion: str) -> Plan:
+
+def selection(workspace: Workspace, seed: int, rule: str, criterion: str) -> Plan:
     "EdgeNES's pool of T2, selected by another rule."
-    record = yield from quality.system(shop, seed, "EdgeNES")
-    pool = tuple((genotype_of(edges, shop.profile.space), s) for edges, s in record["inputs"]["pool"])
-    return (yield from ensemble(shop, Task("system", seed, experiment="selection", system=f"{rule}, {criterion}", pool=pool,
-                                           keep=shop.profile.members, rule=rule, criterion=criterion)))
+    record = yield from quality.system(workspace, seed, "EdgeNES")
+    pool = tuple(
+        (genotype_of(edges, workspace.profile.space), s) for edges, s in record["inputs"]["pool"]
+    )
+    return (
+        yield from ensemble(
+            workspace,
+            Task(
+                "system",
+                seed,
+                experiment="selection",
+                system=f"{rule}, {criterion}",
+                pool=pool,
+                keep=workspace.profile.members,
+                rule=rule,
+                criterion=criterion,
+            ),
+        )
+    )
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
@@ -50,108 +84,217 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
         for seed, part in calibration(found).groupby("seed") if found else ():
             top = part["lambda"].max()
             ends = part[part["lambda"].isin((0, top))]
-            rows.append({"variant": name, "seed": seed, "edges": int(top),
-                         "calibration_error_share": calibration_error(part["lambda"], part["shared_edges"]) / top,
-                         "error_at_ends_edges": calibration_error(ends["lambda"], ends["shared_edges"]),
-                         "spearman": spearman(part["lambda"], part["shared_edges"])})
-    return pd.DataFrame(rows, columns=["variant", "seed", "edges", "calibration_error_share", "error_at_ends_edges", "spearman"])
+            rows.append(
+                {
+                    "variant": name,
+                    "seed": seed,
+                    "edges": int(top),
+                    "calibration_error_share": calibration_error(
+                        part["lambda"], part["shared_edges"]
+                    )
+                    / top,
+                    "error_at_ends_edges": calibration_error(ends["lambda"], ends["shared_edges"]),
+                    "spearman": spearman(part["lambda"], part["shared_edges"]),
+                }
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "variant",
+            "seed",
+            "edges",
+            "calibration_error_share",
+            "error_at_ends_edges",
+            "spearman",
+        ],
+    )
+
 
 def table(found: pd.DataFrame, controlled: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     "One row a variant: its control, and the accuracy of its networks, mean over lambda; the accuracies by seed; a sentence on left-out seeds. Over the seeds that every variant has, where there are any."
     wide = found.groupby(["seed", "system"])["accuracy_percent"].mean().unstack()
     whole, note = complete(wide)
-    if len(whole): wide, controlled = whole, controlled[controlled["seed"].isin(whole.index)]
+    if len(whole):
+        wide, controlled = whole, controlled[controlled["seed"].isin(whole.index)]
     rows = []
     for name in CHANGES:
-        if name not in wide: continue
+        if name not in wide:
+            continue
         part = controlled[controlled["variant"] == name]
-        rows.append({"variant": name} | accuracy_of(wide[name].dropna())
-                    | {k: v for c in ("calibration_error_share", "error_at_ends_edges", "spearman") for k, v in spread_of(part[c], c).items()})
-    return pd.DataFrame(rows), wide, note if len(whole) else " No seed has every variant: each has its own seeds."
+        rows.append(
+            {"variant": name}
+            | accuracy_of(wide[name].dropna())
+            | {
+                k: v
+                for c in ("calibration_error_share", "error_at_ends_edges", "spearman")
+                for k, v in spread_of(part[c], c).items()
+            }
+        )
+    return (
+        pd.DataFrame(rows),
+        wide,
+        note if len(whole) else " No seed has every variant: each has its own seeds.",
+    )
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007b
 def unselected(records: Records, members: int) -> list[dict]:
     "The records of ensembles of so many members made without selection."
-    return [r for r in all_records(records, "system") if r["inputs"]["keep"] == len(r["inputs"]["pool"]) == members and r["inputs"]["rule"] != "forward"]
+    return [
+        r
+        for r in all_records(records, "system")
+        if r["inputs"]["keep"] == len(r["inputs"]["pool"]) == members
+        and r["inputs"]["rule"] != "forward"
+    ]
+
 
 def gap_of(found: list[dict]) -> pd.Series:
     "Mean gap (points) between validation and test accuracy of such ensembles; one value a seed."
-    rows = [{"seed": r["inputs"]["seed"], "pool": str(r["inputs"]["pool"]),
-             "gap": r["results"]["val"]["accuracy_percent"] - r["results"]["test"]["accuracy_percent"]} for r in found]
-    return pd.DataFrame(rows, columns=["seed", "pool", "gap"]).drop_duplicates(["seed", "pool"]).groupby("seed")["gap"].mean()
+    rows = [
+        {
+            "seed": r["inputs"]["seed"],
+            "pool": str(r["inputs"]["pool"]),
+            "gap": r["results"]["val"]["accuracy_percent"]
+            - r["results"]["test"]["accuracy_percent"],
+        }
+        for r in found
+    ]
+    return (
+        pd.DataFrame(rows, columns=["seed", "pool", "gap"])
+        .drop_duplicates(["seed", "pool"])
+        .groupby("seed")["gap"]
+        .mean()
+    )
+
 
 def rules(records: Records) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[str]]:
     "One row a selection rule; tests of its gap and of its accuracy; what they say."
     records_of = systems_of(records, "selection")
     found = frame_of(records_of)
-    if found.empty: return found, {}, []
+    if found.empty:
+        return found, {}, []
     found["system"] = found["system"].str.replace(", ", " by ")
     found["gap"] = found["val_accuracy_percent"] - found["accuracy_percent"]
     base = gap_of(unselected(records, records_of[0]["inputs"]["keep"]))
     found["corrected_gap"] = found["gap"] - found["seed"].map(base)
-    rows = [{"rule": name} | accuracy_of(part["accuracy_percent"]) | spread_of(part["gap"], "gap") | {"n_corrected": int(part["corrected_gap"].notna().sum())}
-            | spread_of(part["corrected_gap"], "corrected_gap")
-            | part[["val_accuracy_percent", "val_nll_nats", "nll_nats"]].mean().to_dict() for name, part in found.groupby("system")]
+    rows = [
+        {"rule": name}
+        | accuracy_of(part["accuracy_percent"])
+        | spread_of(part["gap"], "gap")
+        | {"n_corrected": int(part["corrected_gap"].notna().sum())}
+        | spread_of(part["corrected_gap"], "corrected_gap")
+        | part[["val_accuracy_percent", "val_nll_nats", "nll_nats"]].mean().to_dict()
+        for name, part in found.groupby("system")
+    ]
     return pd.DataFrame(rows), *rule_tests(found, base)
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de007c
 def rule_tests(found: pd.DataFrame, base: pd.Series) -> tuple[dict[str, pd.DataFrame], list[str]]:
     "The gap of every rule against no selection, and the accuracy of forward and beam against exhaustive selection by the same criterion; a family each."
     tables, said, none = {}, [], "no selection"
-    gaps, note = complete(found.pivot(index="seed", columns="system", values="gap").assign(**{none: base}))
+    gaps, note = complete(
+        found.pivot(index="seed", columns="system", values="gap").assign(**{none: base})
+    )
     if len(gaps):
         raw = pd.Series(spread_of(gaps[none], "gap"))
-        said.append(f"Ensembles without selection have a mean gap of {within(raw, 'gap', 2, ' points')} between validation and test "
-                    f"accuracy (n = {len(gaps)}): so much is due to the splits, without any selection." + note)
+        said.append(
+            f"Ensembles without selection have a mean gap of {within(raw, 'gap', 2, ' points')} between validation and test "
+            f"accuracy (n = {len(gaps)}): so much is due to the splits, without any selection."
+            + note
+        )
     if len(gaps) > 1:
         tables["selection_gap_tests"] = paired_tests(gaps, none).reset_index(names="rule")
         said.append(verdict(tables["selection_gap_tests"], none, what="the gap"))
     wide, note = complete(found.pivot(index="seed", columns="system", values="accuracy_percent"))
-    pairs = [(f"{rule} by {by}", f"exhaustive by {by}") for rule, by in RULES if rule != "exhaustive"]
-    compared = [paired_tests(wide[[a, b]], b).assign(reference=b) for a, b in pairs if len(wide) > 1 and {a, b} <= set(wide)]
+    pairs = [
+        (f"{rule} by {by}", f"exhaustive by {by}") for rule, by in RULES if rule != "exhaustive"
+    ]
+    compared = [
+        paired_tests(wide[[a, b]], b).assign(reference=b)
+        for a, b in pairs
+        if len(wide) > 1 and {a, b} <= set(wide)
+    ]
     if compared:
         tables["selection_tests"] = holm(pd.concat(compared)).reset_index(names="rule")
-        said.append(verdict(tables["selection_tests"], "exhaustive selection by the same criterion", what="test accuracy") + note)
+        said.append(
+            verdict(
+                tables["selection_tests"],
+                "exhaustive selection by the same criterion",
+                what="test accuracy",
+            )
+            + note
+        )
     return tables, said
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de008
 def ablation_figure(trained: dict[str, list[dict]]) -> Figure:
     "Shared edges against lambda for every variant, as shares of Lambda; lines are seeds."
-    styles = seed_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
+    styles = seed_line_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
     fig, axes = figure(1, len(CHANGES), 2.1, 2.5, sharey=True)
     for ax, (name, found) in zip(axes, trained.items()):
         ax.plot([0, 1], [0, 1], ":", color="0.5")
         for seed, part in calibration(found).groupby("seed") if found else ():
             top, i = part["lambda"].max(), list(styles).index(seed)
-            ax.plot(part["lambda"] / top, part["shared_edges"] / top + 0.012 * i, lw=1, **styles[seed])
+            ax.plot(
+                part["lambda"] / top, part["shared_edges"] / top + 0.012 * i, lw=1, **styles[seed]
+            )
         ax.set(title=name, xlabel="lambda / Lambda")
     axes[0].set_ylabel("shared edges / Lambda")
-    fig.legend(handles=[axes[-1].plot([], [], **style)[0] for style in styles.values()], loc="outside right center")
+    fig.legend(
+        handles=[axes[-1].plot([], [], **style)[0] for style in styles.values()],
+        loc="outside right center",
+    )
     return fig
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de010
 def result(records: Records, published: dict) -> Result | None:
     "The ablations and the selection rules."
     found = frame_of(systems_of(records, "ablation"))
-    if found.empty: return None
-    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in CHANGES.items()}
+    if found.empty:
+        return None
+    trained = {
+        name: hypernetworks(records, variant, found["seed"]) for name, variant in CHANGES.items()
+    }
     controlled = control(trained)
     rows, wide, left_out = table(found, controlled)
     chosen, compared, said_of_rules = rules(records)
-    tables = {"ablation": rows, "ablation_control": controlled} | ({"selection": chosen} if len(chosen) else {}) | compared
+    tables = (
+        {"ablation": rows, "ablation_control": controlled}
+        | ({"selection": chosen} if len(chosen) else {})
+        | compared
+    )
     by = rows.set_index("variant")
     measured = by.dropna(subset="calibration_error_share")
-    said = ["The mean calibration error as a share of Lambda is " + ("not known" if measured.empty else "")
-            + ", ".join(f"{within(r, 'calibration_error_share', 2)} ({v}, n = {int(r['n'])})" for v, r in measured.iterrows())
-            + (", with 95 % intervals." if by["n"].max() > 1 else ".") + left_out,
-            "The mean accuracy of the networks over lambda is " + ", ".join(f"{within(r, 'accuracy_percent', 1, ' %')} ({v})" for v, r in by.iterrows()) + "."]
+    said = [
+        "The mean calibration error as a share of Lambda is "
+        + ("not known" if measured.empty else "")
+        + ", ".join(
+            f"{within(r, 'calibration_error_share', 2)} ({v}, n = {int(r['n'])})"
+            for v, r in measured.iterrows()
+        )
+        + (", with 95 % intervals." if by["n"].max() > 1 else ".")
+        + left_out,
+        "The mean accuracy of the networks over lambda is "
+        + ", ".join(f"{within(r, 'accuracy_percent', 1, ' %')} ({v})" for v, r in by.iterrows())
+        + ".",
+    ]
     whole = wide.dropna()
     if len(whole) > 1 and "as described" in whole and whole.shape[1] > 1:
         tables["ablation_tests"] = paired_tests(whole, "as described").reset_index(names="variant")
         said.append(verdict(tables["ablation_tests"], "the method as described"))
     selected = systems_of(records, "selection")
-    sources = systems_of(records, "ablation") + selected + (unselected(records, selected[0]["inputs"]["keep"]) if selected else []) + [r for found in trained.values() for r in found]
+    sources = (
+        systems_of(records, "ablation")
+        + selected
+        + (unselected(records, selected[0]["inputs"]["keep"]) if selected else [])
+        + [r for found in trained.values() for r in found]
+    )
     counts = {name: len(found) for name, found in trained.items()}
-    n = f"{counted(max(counts.values()))} a panel" if len(set(counts.values())) == 1 else ", ".join(f"{counted(v)} ({k})" for k, v in counts.items())
+    n = (
+        f"{counted(max(counts.values()))} a panel"
+        if len(set(counts.values())) == 1
+        else ", ".join(f"{counted(v)} ({k})" for k, v in counts.items())
+    )
     caption = f"Shared edges against lambda, as shares of Lambda, for every variant; a line a seed (drawn a little apart), dotted: as asked; n = {n}."
-    return Result([*said, *said_of_rules], tables, {"ablation": (ablation_figure(trained), caption)}, sources)
+    return Result(
+        [*said, *said_of_rules], tables, {"ablation": (ablation_figure(trained), caption)}, sources
+    )

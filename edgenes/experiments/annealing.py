@@ -12,19 +12,26 @@ from matplotlib.figure import Figure
 from .control import hypernetworks
 from .control import table as control_table
 from .deviation import sampled
-from .speed import complete, counted, spread_of, within
-from ..pipeline import Plan
-from ..profiles import Shop
-from ..records import Records
-from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..report.frames import accuracy_of, complete, frame_of, spread_of, systems_of
+from ..report.page import Result
+from ..report.phrases import counted, within
+from ..report.plots import figure
 from ..statistics import paired_tests, summary, verdict
+from ..study.pipeline import Plan
+from ..study.records import Records
+from ..study.workspace import Workspace
 
 TITLE = "T3: annealing of C and t"
 SCHEDULES = {"annealed": "", "fixed at start": "fixed at start", "fixed at end": "fixed at end"}
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "One plan a schedule and lambda."
-    return [sampled(shop, seed, "annealing", name, lam, variant) for name, variant in SCHEDULES.items() for lam in range(1, shop.profile.space.max_shared)]
+    return [
+        sampled(workspace, seed, "annealing", name, lam, variant)
+        for name, variant in SCHEDULES.items()
+        for lam in range(1, workspace.profile.space.max_shared)
+    ]
 
 # %% auto #0
 __all__ = ['TITLE', 'SCHEDULES', 'plans', 'annealing_figure', 'table', 'beside_published', 'result']
@@ -35,56 +42,129 @@ def annealing_figure(found: pd.DataFrame) -> Figure:
     fig, ax = figure(width=6.6, height=3.6)
     for i, (name, colour) in enumerate(zip(SCHEDULES, sns.color_palette("colorblind"))):
         part, shift = found[found["system"] == name], 0.16 * (i - 1)
-        if part.empty: continue
-        ax.plot(part["lambda"] + shift - 0.04, part["accuracy_percent"], "os^"[i], ms=4, alpha=0.45, color=colour, mew=0)
-        s = pd.DataFrame({lam: summary(group["accuracy_percent"]) for lam, group in part.groupby("lambda")}).T
+        if part.empty:
+            continue
+        ax.plot(
+            part["lambda"] + shift - 0.04,
+            part["accuracy_percent"],
+            "os^"[i],
+            ms=4,
+            alpha=0.45,
+            color=colour,
+            mew=0,
+        )
+        s = pd.DataFrame(
+            {lam: summary(group["accuracy_percent"]) for lam, group in part.groupby("lambda")}
+        ).T
         bars = [(s["mean"] - s["ci_low"]).fillna(0), (s["ci_high"] - s["mean"]).fillna(0)]
-        ax.errorbar(s.index + shift, s["mean"], bars, fmt="os^"[i] + ("-", "--", ":")[i], ms=7, lw=1.4, capsize=3, color=colour,
-                    mec="black", mew=0.6, label=name)
-    ax.set(xlabel="lambda: edges asked for", ylabel="test accuracy of one network (%)", xticks=sorted(found["lambda"].unique()))
+        ax.errorbar(
+            s.index + shift,
+            s["mean"],
+            bars,
+            fmt="os^"[i] + ("-", "--", ":")[i],
+            ms=7,
+            lw=1.4,
+            capsize=3,
+            color=colour,
+            mec="black",
+            mew=0.6,
+            label=name,
+        )
+    ax.set(
+        xlabel="lambda: edges asked for",
+        ylabel="test accuracy of one network (%)",
+        xticks=sorted(found["lambda"].unique()),
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
+
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
     "T3: accuracy and shared edges of every schedule and lambda."
     rows = []
     for name in SCHEDULES:
-        for lam, part in found[found["system"] == name].groupby("lambda"): rows.append({"schedule": name, "lambda": lam} | accuracy_of(part["accuracy_percent"]) | spread_of(part["shared_edges"], "shared_edges"))
+        for lam, part in found[found["system"] == name].groupby("lambda"):
+            rows.append(
+                {"schedule": name, "lambda": lam}
+                | accuracy_of(part["accuracy_percent"])
+                | spread_of(part["shared_edges"], "shared_edges")
+            )
     return pd.DataFrame(rows)
+
 
 def beside_published(rows: pd.DataFrame, printed: dict) -> pd.DataFrame:
     "The paper's T3 (CIFAR-10, mean and deviation of n runs that it does not state) beside ours, by the number of edges asked for."
-    columns = {f"paper_{key}{end}": [value[i] for value in printed[f"annealing_{key}"]] for key in ("on", "off") for i, end in enumerate(("_percent", "_sd"))}
-    ours = rows.pivot(index="lambda", columns="schedule", values=["accuracy_percent", "accuracy_sd", "n"]).reindex(printed["shared_edges"])
-    columns |= {f"ours_{name.replace(' ', '_')}{end}": ours[(value, name)].to_numpy() for name in SCHEDULES
-                if name in set(rows["schedule"]) for value, end in (("accuracy_percent", "_percent"), ("accuracy_sd", "_sd"), ("n", "_n"))}
+    columns = {
+        f"paper_{key}{end}": [value[i] for value in printed[f"annealing_{key}"]]
+        for key in ("on", "off")
+        for i, end in enumerate(("_percent", "_sd"))
+    }
+    ours = rows.pivot(
+        index="lambda", columns="schedule", values=["accuracy_percent", "accuracy_sd", "n"]
+    ).reindex(printed["shared_edges"])
+    columns |= {
+        f"ours_{name.replace(' ', '_')}{end}": ours[(value, name)].to_numpy()
+        for name in SCHEDULES
+        if name in set(rows["schedule"])
+        for value, end in (("accuracy_percent", "_percent"), ("accuracy_sd", "_sd"), ("n", "_n"))
+    }
     return pd.DataFrame({"shared_edges": printed["shared_edges"]} | columns)
 
 # %% ../../nbs/experiments/annealing.ipynb #2dff007
 def result(records: Records, published: dict) -> Result | None:
     "T3, the control of each schedule, tests on the mean over lambda, and the published table beside ours."
     found = frame_of(systems_of(records, "annealing"))
-    if found.empty: return None
-    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in SCHEDULES.items()}
-    control = pd.concat([control_table(rs).assign(schedule=name) for name, rs in trained.items() if rs]
-                        or [pd.DataFrame(columns=["schedule", "seed", "calibration_error_edges", "spearman"])])
-    tables = {"T3": table(found), "T3_control": control[["schedule", "seed", "calibration_error_edges", "spearman"]]}
-    if printed := published.get("paper", {}).get("T3_cifar10"): tables["T3_published"] = beside_published(tables["T3"], printed)
-    whole, left_out = complete(found.pivot(index="seed", columns=["system", "lambda"], values="accuracy_percent"))
+    if found.empty:
+        return None
+    trained = {
+        name: hypernetworks(records, variant, found["seed"]) for name, variant in SCHEDULES.items()
+    }
+    control = pd.concat(
+        [control_table(rs).assign(schedule=name) for name, rs in trained.items() if rs]
+        or [pd.DataFrame(columns=["schedule", "seed", "calibration_error_edges", "spearman"])]
+    )
+    tables = {
+        "T3": table(found),
+        "T3_control": control[["schedule", "seed", "calibration_error_edges", "spearman"]],
+    }
+    if printed := published.get("paper", {}).get("T3_cifar10"):
+        tables["T3_published"] = beside_published(tables["T3"], printed)
+    whole, left_out = complete(
+        found.pivot(index="seed", columns=["system", "lambda"], values="accuracy_percent")
+    )
     wide = whole.T.groupby(level="system").mean().T
-    means = {name: pd.Series(spread_of(wide[name], "accuracy")) for name in SCHEDULES if name in wide and len(wide)}
-    errors = {name: pd.Series(spread_of(part["calibration_error_edges"], "error")) for name, part in control.groupby("schedule", sort=False)}
+    means = {
+        name: pd.Series(spread_of(wide[name], "accuracy"))
+        for name in SCHEDULES
+        if name in wide and len(wide)
+    }
+    errors = {
+        name: pd.Series(spread_of(part["calibration_error_edges"], "error"))
+        for name, part in control.groupby("schedule", sort=False)
+    }
     said = []
-    if means: said.append("Mean test accuracy over lambda: "
-                          + ", ".join(f"{name} {within(s, 'accuracy', 1, ' %')}" for name, s in means.items())
-                          + f" (n = {counted(len(wide))}{', 95 % intervals' if len(wide) > 1 else ''})." + left_out)
-    else: said.append("No seed has every schedule and lambda:" + left_out)
-    if errors: said.append("Mean calibration error: " + ", ".join(f"{name} {within(s, 'error', 2, ' edges')}" for name, s in errors.items()) + ".")
+    if means:
+        said.append(
+            "Mean test accuracy over lambda: "
+            + ", ".join(f"{name} {within(s, 'accuracy', 1, ' %')}" for name, s in means.items())
+            + f" (n = {counted(len(wide))}{', 95 % intervals' if len(wide) > 1 else ''})."
+            + left_out
+        )
+    else:
+        said.append("No seed has every schedule and lambda:" + left_out)
+    if errors:
+        said.append(
+            "Mean calibration error: "
+            + ", ".join(f"{name} {within(s, 'error', 2, ' edges')}" for name, s in errors.items())
+            + "."
+        )
     if len(wide) > 1 and "annealed" in wide and wide.shape[1] > 1:
         tables["T3_tests"] = paired_tests(wide, "annealed").reset_index(names="schedule")
         said.append(verdict(tables["T3_tests"], "annealing", what="mean accuracy over lambda"))
     counts = sorted(set(tables["T3"]["n"].astype(int)))
-    caption = ("Test accuracy of single networks with and without annealing; small marks are seeds, large ones means with 95 % BCa intervals; "
-               f"n = {'' if counts[0] == counts[-1] else f'{counts[0]} to '}{counted(counts[-1])} a mark.")
+    caption = (
+        "Test accuracy of single networks with and without annealing; small marks are seeds, large ones means with 95 % BCa intervals; "
+        f"n = {'' if counts[0] == counts[-1] else f'{counts[0]} to '}{counted(counts[-1])} a mark."
+    )
     sources = systems_of(records, "annealing") + [r for rs in trained.values() for r in rs]
     return Result(said, tables, {"T3": (annealing_figure(found), caption)}, sources)

@@ -5,73 +5,64 @@ r"""The hypernetwork is asked for an architecture that shares $\lambda$ edges wi
 # %% ../../nbs/experiments/control.ipynb #9ffa004
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from ..dial import positions, small_multiples
-from ..pipeline import Plan, trained
-from ..profiles import Shop
-from ..records import Records, all_records
-from ..report import Result, figure
+from ..report.dial import positions, small_multiples
+from ..report.frames import calibration, hypernetworks
+from ..report.page import Result
+from ..report.plots import APART, figure, mean_line, seed_styles, spread
 from ..statistics import calibration_error, spearman, summary
+from ..study.pipeline import Plan, trained
+from ..study.records import Records
+from ..study.workspace import Workspace
 
 # %% auto #0
-__all__ = ['TITLE', 'APART', 'plans', 'hypernetworks', 'calibration', 'table', 'epochs', 'seed_styles', 'spread', 'mean_line',
-           'control_figure', 'learning_figure', 'cells_figure', 'result', 'sentences', 'off_sentence']
+__all__ = ['TITLE', 'plans', 'table', 'epochs', 'control_figure', 'learning_figure', 'cells_figure', 'result', 'sentences',
+           'off_sentence']
 
 # %% ../../nbs/experiments/control.ipynb #9ffa006
 TITLE = "F3: lambda against the number of shared edges"
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "One hypernetwork a seed."
-    return [trained(shop, seed)]
+    return [trained(workspace, seed)]
 
-def hypernetworks(records: Records, variant: str = "", seeds: Iterable[int] | None = None) -> list[dict]:
-    "The hypernetwork records of a variant; of these seeds alone, where a comparison has no others."
-    return [r for r in all_records(records, "hypernetwork") if r["inputs"].get("variant", "") == variant
-            and (seeds is None or r["inputs"]["seed"] in set(seeds))]
-
-def calibration(found: list[dict]) -> pd.DataFrame:
-    "One row a seed and lambda."
-    return pd.DataFrame([{"seed": r["inputs"]["seed"], "lambda": lam, "shared_edges": shared} for r in found
-                         for lam, shared in r["results"]["log"][-1]["calibration"]])
 
 def table(found: list[dict]) -> pd.DataFrame:
     "Calibration error (edges) and Spearman correlation of every hypernetwork."
-    return pd.DataFrame([{"seed": seed, "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
-                          "spearman": spearman(part["lambda"], part["shared_edges"]), "points": len(part)}
-                         for seed, part in calibration(found).groupby("seed")])
+    return pd.DataFrame(
+        [
+            {
+                "seed": seed,
+                "calibration_error_edges": calibration_error(part["lambda"], part["shared_edges"]),
+                "spearman": spearman(part["lambda"], part["shared_edges"]),
+                "points": len(part),
+            }
+            for seed, part in calibration(found).groupby("seed")
+        ]
+    )
+
 
 def epochs(found: list[dict]) -> pd.DataFrame:
     "One row a seed and epoch: regulariser, calibration error, and the largest distance of an architecture from its lambda."
-    return pd.DataFrame([{"seed": r["inputs"]["seed"], "epoch": e["epoch"] + 1, "regulariser": e["regulariser"],
-                          "calibration_error_edges": calibration_error(*zip(*e["calibration"])),
-                          "largest_edges": max(abs(lam - shared) for lam, shared in e["calibration"])} for r in found
-                         for e in r["results"]["log"]]).sort_values(["seed", "epoch"], ignore_index=True)
-
-# %% ../../nbs/experiments/control.ipynb #9ffa023
-def seed_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
-    "Colour and mark of every seed."
-    palette = sns.color_palette("colorblind")
-    colours = [*palette[:6], "#882255", palette[7], "#222255", palette[9]]  # in place of pale pink and pale yellow
-    return {seed: {"color": colours[i % 10], "marker": "osD^v<>Pph"[i % 10]} for i, seed in enumerate(sorted(seeds))}
-
-APART = 0.08  # edges: how far marks that coincide are drawn from their place, at most
-
-def spread(count: int, reach: float) -> np.ndarray:
-    "Offsets of marks that would hide each other, centred on 0."
-    return np.linspace(-reach, reach, count) if count > 1 else np.zeros(1)
-
-def mean_line(ax: Any, frame: pd.DataFrame, x: str, y: str, shift: float = 0.0, **style: Any) -> None:
-    "Means of y at every x, joined, with their 95 % BCa intervals as bars; no bar for a single run."
-    s = pd.DataFrame([{"x": at + shift} | summary(part[y]) for at, part in frame.groupby(x)])
-    line, = ax.plot(s["x"], s["mean"], **{"marker": "o", "ms": 5, "lw": 2, "zorder": 4} | style)
-    ax.vlines(s["x"], s["ci_low"], s["ci_high"], color=line.get_color(), lw=2, zorder=4)
+    return pd.DataFrame(
+        [
+            {
+                "seed": r["inputs"]["seed"],
+                "epoch": e["epoch"] + 1,
+                "regulariser": e["regulariser"],
+                "calibration_error_edges": calibration_error(*zip(*e["calibration"])),
+                "largest_edges": max(abs(lam - shared) for lam, shared in e["calibration"]),
+            }
+            for r in found
+            for e in r["results"]["log"]
+        ]
+    ).sort_values(["seed", "epoch"], ignore_index=True)
 
 # %% ../../nbs/experiments/control.ipynb #9ffa007
 def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
@@ -79,13 +70,45 @@ def control_figure(frame: pd.DataFrame, published: dict) -> Figure:
     fig, ax = figure(width=6.8, height=4.2)
     top, styles = frame["lambda"].max(), seed_styles(frame["seed"].unique())
     ax.plot([0, top], [0, top], color="0.4", ls=":", label="ideal")
-    for (seed, style), apart in zip(styles.items(), spread(len(styles), APART)):  # whole numbers coincide
+    for (seed, style), apart in zip(
+        styles.items(), spread(len(styles), APART)
+    ):  # whole numbers coincide
         part = frame[frame["seed"] == seed]
-        ax.plot(part["lambda"], part["shared_edges"] + apart, ms=4, lw=0.9, alpha=0.8, label=f"seed {seed}", **style)
-    if len(styles) > 1: mean_line(ax, frame, "lambda", "shared_edges", color="black", marker="_", ms=9, label="mean, 95 % interval")
+        ax.plot(
+            part["lambda"],
+            part["shared_edges"] + apart,
+            ms=4,
+            lw=0.9,
+            alpha=0.8,
+            label=f"seed {seed}",
+            **style,
+        )
+    if len(styles) > 1:
+        mean_line(
+            ax,
+            frame,
+            "lambda",
+            "shared_edges",
+            color="black",
+            marker="_",
+            ms=9,
+            label="mean, 95 % interval",
+        )
     printed = published.get("paper", {}).get("F3_read_off")
-    if printed: ax.plot(printed["lambda"], printed["shared_edges"], "x", color="black", ms=6, label="paper, figure 3")
-    ax.set(xlabel="lambda: edges asked for", ylabel="edges shared with alpha*", yticks=range(int(top) + 1))
+    if printed:
+        ax.plot(
+            printed["lambda"],
+            printed["shared_edges"],
+            "x",
+            color="black",
+            ms=6,
+            label="paper, figure 3",
+        )
+    ax.set(
+        xlabel="lambda: edges asked for",
+        ylabel="edges shared with alpha*",
+        yticks=range(int(top) + 1),
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
@@ -94,22 +117,57 @@ def learning_figure(logs: pd.DataFrame) -> Figure:
     "The regulariser and the calibration error, epoch by epoch."
     fig, axes = figure(1, 2, 4.4, 3.2)
     styles = seed_styles(logs["seed"].unique())
-    for ax, name, label in zip(axes, ("regulariser", "calibration_error_edges"), ("regulariser (edges²)", "calibration error (edges)")):
-        for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.015 * np.ptp(logs[name]))):
+    for ax, name, label in zip(
+        axes,
+        ("regulariser", "calibration_error_edges"),
+        ("regulariser (edges²)", "calibration error (edges)"),
+    ):
+        for (seed, style), apart in zip(
+            styles.items(), spread(len(styles), 0.015 * np.ptp(logs[name]))
+        ):
             part = logs[logs["seed"] == seed]
-            ax.plot(part["epoch"], part[name] + apart, ms=3, lw=0.9, alpha=0.8, label=f"seed {seed}", **style)
-        if len(styles) > 1: mean_line(ax, logs, "epoch", name, color="black", marker="_", ms=9, label="mean, 95 % interval")
+            ax.plot(
+                part["epoch"],
+                part[name] + apart,
+                ms=3,
+                lw=0.9,
+                alpha=0.8,
+                label=f"seed {seed}",
+                **style,
+            )
+        if len(styles) > 1:
+            mean_line(
+                ax,
+                logs,
+                "epoch",
+                name,
+                color="black",
+                marker="_",
+                ms=9,
+                label="mean, 95 % interval",
+            )
         ax.set(xlabel="epoch of the hypernetwork", ylabel=label, ylim=(0, None))
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
+
 
 def cells_figure(places: list[dict]) -> Figure:
     "The cells at whole lambdas, one below the other, under one legend."
     fig: Any = small_multiples(places)
     legends = [ax.get_legend() for ax in fig.axes]
-    texts = [text.get_text().split(" (")[0] for text in legends[-1].get_texts()]  # how many are shared is in the titles
-    fig.legend(legends[-1].legend_handles, texts, loc="outside lower center", ncols=len(texts), frameon=False, fontsize=10)
-    for legend in legends: legend.remove()
+    texts = [
+        text.get_text().split(" (")[0] for text in legends[-1].get_texts()
+    ]  # how many are shared is in the titles
+    fig.legend(
+        legends[-1].legend_handles,
+        texts,
+        loc="outside lower center",
+        ncols=len(texts),
+        frameon=False,
+        fontsize=10,
+    )
+    for legend in legends:
+        legend.remove()
     fig.get_layout_engine().set(hspace=0.06)
     return fig
 
@@ -117,31 +175,72 @@ def cells_figure(places: list[dict]) -> Figure:
 def result(records: Records, published: dict) -> Result | None:
     "F3, how it is learned, and what they say."
     found = hypernetworks(records)
-    if not found: return None
+    if not found:
+        return None
     frame, rows, logs = calibration(found), table(found), epochs(found)
-    first, note = int(frame["seed"].min()), f"n = {len(rows)} hypernetwork{'s' if len(rows) > 1 else ''}, a seed each"
-    bars = "black: mean and 95 % BCa interval over seeds" if len(rows) > 1 else "one seed, so no interval"
+    first, note = (
+        int(frame["seed"].min()),
+        f"n = {len(rows)} hypernetwork{'s' if len(rows) > 1 else ''}, a seed each",
+    )
+    bars = (
+        "black: mean and 95 % BCa interval over seeds"
+        if len(rows) > 1
+        else "one seed, so no interval"
+    )
     last = f"after the last of {logs['epoch'].max()} epochs"
-    figures = {"F3": (control_figure(frame, published),
-                      f"Edges shared with alpha* against lambda (edges) {last}, one line a seed (drawn up to {APART} edges off, since "
-                      f"whole numbers coincide); {bars}; {note}."),
-               "F3_learning": (learning_figure(logs), f"Regulariser (edges²) and calibration error (edges) after every epoch of the training, one line a seed (drawn a little apart); {bars}; {note}."),
-               "F3_cells": (cells_figure(positions(records, first)), f"The architectures of one hypernetwork of {len(rows)}, that of seed {first}, at whole lambdas {last}; edges shared with alpha* in colour; one network a test accuracy, so no interval.")}
-    return Result(sentences(frame, rows, logs, published), {"F3": rows.merge(logs.groupby("seed").tail(1)[["seed", "largest_edges"]])}, figures, found)
+    figures = {
+        "F3": (
+            control_figure(frame, published),
+            f"Edges shared with alpha* against lambda (edges) {last}, one line a seed (drawn up to {APART} edges off, since "
+            f"whole numbers coincide); {bars}; {note}.",
+        ),
+        "F3_learning": (
+            learning_figure(logs),
+            f"Regulariser (edges²) and calibration error (edges) after every epoch of the training, one line a seed (drawn a little apart); {bars}; {note}.",
+        ),
+        "F3_cells": (
+            cells_figure(positions(records, first)),
+            f"The architectures of one hypernetwork of {len(rows)}, that of seed {first}, at whole lambdas {last}; edges shared with alpha* in colour; one network a test accuracy, so no interval.",
+        ),
+    }
+    return Result(
+        sentences(frame, rows, logs, published),
+        {"F3": rows.merge(logs.groupby("seed").tail(1)[["seed", "largest_edges"]])},
+        figures,
+        found,
+    )
 
-def sentences(frame: pd.DataFrame, rows: pd.DataFrame, logs: pd.DataFrame, published: dict) -> list[str]:
+
+def sentences(
+    frame: pd.DataFrame, rows: pd.DataFrame, logs: pd.DataFrame, published: dict
+) -> list[str]:
     "How well lambda is followed, which seeds are off and since when, and the paper's own points."
     s, n, grid = summary(rows["calibration_error_edges"]), len(rows), frame["lambda"]
-    least = np.abs(grid - grid.round()).mean()  # the nearest whole number is the best that any architecture can do
+    least = np.abs(
+        grid - grid.round()
+    ).mean()  # the nearest whole number is the best that any architecture can do
     whole, exact = grid == grid.round(), frame["shared_edges"] == grid
-    said = [f"Over {n} hypernetwork{'s' if n > 1 else ''} the calibration error is {s['mean']:.2f} edges" + (f" (95 % interval {s['ci_low']:.2f} to {s['ci_high']:.2f})" if n > 1 else "") + f"; {least:.2f} is the least possible on this grid, "
-            f"and {int((rows['calibration_error_edges'] < least + 1e-9).sum())} of {n} end there. At whole lambdas {int((whole & exact).sum())} of {int(whole.sum())} architectures share exactly as many edges as asked for. "
-            f"The mean Spearman correlation is {rows['spearman'].mean():.2f}, the lowest {rows['spearman'].min():.2f}; the largest distance of any architecture from its lambda is {(grid - frame['shared_edges']).abs().max():.1f} edges."]
-    said += [off_sentence(part) for _, part in logs.groupby("seed") if part["calibration_error_edges"].iloc[-1] > least + 1e-9]
+    said = [
+        f"Over {n} hypernetwork{'s' if n > 1 else ''} the calibration error is {s['mean']:.2f} edges"
+        + (f" (95 % interval {s['ci_low']:.2f} to {s['ci_high']:.2f})" if n > 1 else "")
+        + f"; {least:.2f} is the least possible on this grid, "
+        f"and {int((rows['calibration_error_edges'] < least + 1e-9).sum())} of {n} end there. At whole lambdas {int((whole & exact).sum())} of {int(whole.sum())} architectures share exactly as many edges as asked for. "
+        f"The mean Spearman correlation is {rows['spearman'].mean():.2f}, the lowest {rows['spearman'].min():.2f}; the largest distance of any architecture from its lambda is {(grid - frame['shared_edges']).abs().max():.1f} edges."
+    ]
+    said += [
+        off_sentence(part)
+        for _, part in logs.groupby("seed")
+        if part["calibration_error_edges"].iloc[-1] > least + 1e-9
+    ]
     printed = published.get("paper", {}).get("F3_read_off")
     if printed:
-        error, rank = calibration_error(printed["lambda"], printed["shared_edges"]), spearman(printed["lambda"], printed["shared_edges"])
-        said.append(f"The {len(printed['lambda'])} points read off the paper's figure 3 (one hypernetwork, another grid) have a calibration error of {error:.2f} edges and a Spearman correlation of {rank:.2f}.")
+        error, rank = (
+            calibration_error(printed["lambda"], printed["shared_edges"]),
+            spearman(printed["lambda"], printed["shared_edges"]),
+        )
+        said.append(
+            f"The {len(printed['lambda'])} points read off the paper's figure 3 (one hypernetwork, another grid) have a calibration error of {error:.2f} edges and a Spearman correlation of {rank:.2f}."
+        )
     return said
 
 # %% ../../nbs/experiments/control.ipynb #9ffa025
@@ -149,5 +248,9 @@ def off_sentence(log: pd.DataFrame) -> str:
     "Where a hypernetwork ends that does not follow lambda as well as it could, and whether it was better before its last epoch."
     last, best = log.iloc[-1], log["calibration_error_edges"].min()
     at = int(log.loc[log["calibration_error_edges"] < best + 1e-9, "epoch"].iloc[-1])
-    before = f"it was better before, at {best:.2f}, last after epoch {at} of {len(log)}, and lost it" if best < last["calibration_error_edges"] - 1e-9 else f"none of its {len(log)} epochs was better"
+    before = (
+        f"it was better before, at {best:.2f}, last after epoch {at} of {len(log)}, and lost it"
+        if best < last["calibration_error_edges"] - 1e-9
+        else f"none of its {len(log)} epochs was better"
+    )
     return f"Seed {int(last['seed'])} is off: it ends at {last['calibration_error_edges']:.2f} edges, one architecture {last['largest_edges']:.1f} edges from its lambda; {before}."

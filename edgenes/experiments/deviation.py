@@ -13,14 +13,17 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from statsmodels.formula.api import mixedlm
 
-from .control import mean_line, seed_styles, spread
+from ..algorithm import with_retraining_seeds
 from ..genotype import Genotype
-from ..pipeline import Plan, ensemble, searched, seeded, trained
-from ..profiles import Shop
-from ..records import Records
-from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..neighbours import deviate
+from ..report.frames import accuracy_of, frame_of, systems_of
+from ..report.page import Result
+from ..report.plots import figure, mean_line, seed_styles, spread
 from ..statistics import paired_tests, verdict
-from ..tasks import Task
+from ..study.pipeline import Plan, ensemble, searched, trained
+from ..study.records import Records
+from ..study.tasks import Task
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame', 'table', 'differences', 'tests', 'mixed',
@@ -30,122 +33,312 @@ __all__ = ['TITLE', 'KINDS', 'plans', 'sampled', 'deviated', 'network', 'frame',
 TITLE = "T1: the hypernetwork against random deviation"
 KINDS = ("hypernetwork", "random deviation")
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "Two plans a lambda, and the hypernetwork at Lambda."
-    top = shop.profile.space.max_shared
-    return [sampled(shop, seed, "deviation", KINDS[0], lam) for lam in range(top + 1)] + [deviated(shop, seed, lam) for lam in range(top)]
+    top = workspace.profile.space.max_shared
+    return [sampled(workspace, seed, "deviation", KINDS[0], lam) for lam in range(top + 1)] + [
+        deviated(workspace, seed, lam) for lam in range(top)
+    ]
 
-def sampled(shop: Shop, seed: int, experiment: str, name: str, lam: int, variant: str = "") -> Plan:
+
+def sampled(
+    workspace: Workspace, seed: int, experiment: str, name: str, lam: int, variant: str = ""
+) -> Plan:
     "The network of a hypernetwork at lambda, counted in edges of the profile's space; in a larger space in proportion."
-    optimum, h, _, seconds = yield from trained(shop, seed, variant)
-    return (yield from network(shop, seed, experiment, name, lam, optimum, h.sample(lam * h.max_shared // shop.profile.space.max_shared), seconds))
+    optimum, h, _, seconds = yield from trained(workspace, seed, variant)
+    return (
+        yield from network(
+            workspace,
+            seed,
+            experiment,
+            name,
+            lam,
+            optimum,
+            h.sample(lam * h.max_shared // workspace.profile.space.max_shared),
+            seconds,
+        )
+    )
 
-def deviated(shop: Shop, seed: int, lam: int) -> Plan:
+
+def deviated(workspace: Workspace, seed: int, lam: int) -> Plan:
     "A random genotype that shares lambda edges with alpha*."
-    (optimum,), (record,) = yield from searched(shop, seed)
-    return (yield from network(shop, seed, "deviation", KINDS[1], lam, optimum, optimum.deviate(lam, 1000 * seed + lam), record["seconds"]["search"]))
+    (optimum,), (record,) = yield from searched(workspace, seed)
+    return (
+        yield from network(
+            workspace,
+            seed,
+            "deviation",
+            KINDS[1],
+            lam,
+            optimum,
+            deviate(optimum, lam, 1000 * seed + lam),
+            record["seconds"]["search"],
+        )
+    )
 
-def network(shop: Shop, seed: int, experiment: str, name: str, lam: int, optimum: Genotype, genotype: Genotype, seconds: float) -> Plan:
+
+def network(
+    workspace: Workspace,
+    seed: int,
+    experiment: str,
+    name: str,
+    lam: int,
+    optimum: Genotype,
+    genotype: Genotype,
+    seconds: float,
+) -> Plan:
     "One network, retrained and tested. Its retraining seed is numbered by the place of lambda on the grid of half edges, as in F2."
     point = (("lambda", lam), ("shared_edges", genotype.shared_edges(optimum)))
-    return (yield from ensemble(shop, Task("system", seed, experiment=experiment, system=name, point=point,
-                                           pool=seeded(seed, [genotype], [2 * lam]), search_seconds=seconds)))
+    return (
+        yield from ensemble(
+            workspace,
+            Task(
+                "system",
+                seed,
+                experiment=experiment,
+                system=name,
+                point=point,
+                pool=with_retraining_seeds(seed, [genotype], [2 * lam]),
+                search_seconds=seconds,
+            ),
+        )
+    )
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90007
 def frame(records: Records) -> pd.DataFrame:
     "One row a network."
     return frame_of(systems_of(records, "deviation"))
 
+
 def table(found: pd.DataFrame) -> pd.DataFrame:
     "T1: accuracy of both at every lambda."
     rows = []
     for (lam, kind), part in found.groupby(["lambda", "system"]):
-        rows.append({"lambda": lam, "system": kind} | accuracy_of(part["accuracy_percent"])
-                    | {"shared_edges": part["shared_edges"].mean(), "nll_nats": part["nll_nats"].mean()})
+        rows.append(
+            {"lambda": lam, "system": kind}
+            | accuracy_of(part["accuracy_percent"])
+            | {"shared_edges": part["shared_edges"].mean(), "nll_nats": part["nll_nats"].mean()}
+        )
     return pd.DataFrame(rows)
+
 
 def differences(found: pd.DataFrame) -> pd.DataFrame:
     "Hypernetwork minus random deviation (points): one row a seed that has every lambda, one column a lambda."
-    wide = found.pivot(index=["lambda", "seed"], columns="system", values="accuracy_percent").dropna()
-    return (wide[KINDS[0]] - wide[KINDS[1]]).unstack("lambda").dropna() if set(KINDS) <= set(wide) else pd.DataFrame()
+    wide = found.pivot(
+        index=["lambda", "seed"], columns="system", values="accuracy_percent"
+    ).dropna()
+    return (
+        (wide[KINDS[0]] - wide[KINDS[1]]).unstack("lambda").dropna()
+        if set(KINDS) <= set(wide)
+        else pd.DataFrame()
+    )
+
 
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
     "Paired by seed: the mean over lambda, and a family with Holm's correction of each lambda. None for fewer than 2 seeds."
     d = differences(found)
-    if len(d) < 2: return None
+    if len(d) < 2:
+        return None
     each = paired_tests(d.rename(columns=str).assign(zero=0.0), "zero")
-    return pd.concat([paired_tests(pd.DataFrame({"mean": d.mean(axis=1), "zero": 0.0}), "zero"), each]).reset_index(names="lambda")
+    return pd.concat(
+        [paired_tests(pd.DataFrame({"mean": d.mean(axis=1), "zero": 0.0}), "zero"), each]
+    ).reset_index(names="lambda")
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90021
 def mixed(found: pd.DataFrame) -> pd.DataFrame | None:
     "The difference in a linear mixed model of all runs: system and lambda as factors, a random level for the search seed (Wald z). None for fewer than 3 seeds, or one system."
     both = found[found["lambda"] < found["lambda"].max()].rename(columns={"lambda": "asked"})
-    if both["seed"].nunique() < 3 or both["system"].nunique() < 2: return None
+    if both["seed"].nunique() < 3 or both["system"].nunique() < 2:
+        return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # statsmodels warns where the seeds do not differ: the fit is then singular, and the table says so
-        fit = mixedlm("accuracy_percent ~ hypernetwork + C(asked)", both.assign(hypernetwork=(both["system"] == KINDS[0]).astype(float)),
-                      groups=both["seed"]).fit(reml=True)
-    (low, high), between = fit.conf_int().loc["hypernetwork"], float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
-    return pd.DataFrame([{"system": KINDS[0], "runs": len(both), "groups": both["seed"].nunique(), "difference": fit.params["hypernetwork"],
-                          "ci_low": low, "ci_high": high, "p": fit.pvalues["hypernetwork"],
-                          "sd_between": between if between >= 1e-3 else 0.0, "sd_within": float(np.sqrt(fit.scale)),
-                          "singular": between < 1e-3, "converged": bool(fit.converged)}])
+        warnings.simplefilter(
+            "ignore"
+        )  # statsmodels warns where the seeds do not differ: the fit is then singular, and the table says so
+        fit = mixedlm(
+            "accuracy_percent ~ hypernetwork + C(asked)",
+            both.assign(hypernetwork=(both["system"] == KINDS[0]).astype(float)),
+            groups=both["seed"],
+        ).fit(reml=True)
+    (low, high), between = (
+        fit.conf_int().loc["hypernetwork"],
+        float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0))),
+    )
+    return pd.DataFrame(
+        [
+            {
+                "system": KINDS[0],
+                "runs": len(both),
+                "groups": both["seed"].nunique(),
+                "difference": fit.params["hypernetwork"],
+                "ci_low": low,
+                "ci_high": high,
+                "p": fit.pvalues["hypernetwork"],
+                "sd_between": between if between >= 1e-3 else 0.0,
+                "sd_within": float(np.sqrt(fit.scale)),
+                "singular": between < 1e-3,
+                "converged": bool(fit.converged),
+            }
+        ]
+    )
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90008
 def deviation_figure(found: pd.DataFrame) -> Figure:
     "Left: accuracy of both kinds at every lambda, a thin line joins the two of a seed. Right: their differences, at every lambda and on average, every seed a mark."
     fig, axes = figure(1, 2, 5.2, 3.9)
-    lams, styles, d = sorted(found["lambda"].unique()), seed_styles(found["seed"].unique()), differences(found)
+    lams, styles, d = (
+        sorted(found["lambda"].unique()),
+        seed_styles(found["seed"].unique()),
+        differences(found),
+    )
     for (_, lam), pair in found.groupby(["seed", "lambda"]):
         places = {KINDS[0]: lam - 0.12, KINDS[1]: lam + 0.12}
-        axes[0].plot(pair["system"].map(places), pair["accuracy_percent"], "-", lw=0.8, color="0.6", zorder=1)
+        axes[0].plot(
+            pair["system"].map(places), pair["accuracy_percent"], "-", lw=0.8, color="0.6", zorder=1
+        )
     for kind, colour, shift, mark in zip(KINDS, sns.color_palette("colorblind"), (-1, 1), "os"):
         part = found[found["system"] == kind]
-        axes[0].plot(part["lambda"] + 0.12 * shift, part["accuracy_percent"], mark, ms=4.5, alpha=0.75, color=colour, mew=0, zorder=2)
-        if len(part): mean_line(axes[0], part, "lambda", "accuracy_percent", 0.28 * shift, color=colour, ls="none", marker="_", ms=9, mew=2,
-                                label=f"{kind}: mean, 95 % interval")
+        axes[0].plot(
+            part["lambda"] + 0.12 * shift,
+            part["accuracy_percent"],
+            mark,
+            ms=4.5,
+            alpha=0.75,
+            color=colour,
+            mew=0,
+            zorder=2,
+        )
+        if len(part):
+            mean_line(
+                axes[0],
+                part,
+                "lambda",
+                "accuracy_percent",
+                0.28 * shift,
+                color=colour,
+                ls="none",
+                marker="_",
+                ms=9,
+                mew=2,
+                label=f"{kind}: mean, 95 % interval",
+            )
     axes[0].plot([], [], "-", lw=0.8, color="0.6", label="the two of a seed")
-    axes[0].set(xlabel="lambda: edges shared with alpha* (asked for)", ylabel="test accuracy of one network (%)", xticks=lams)
+    axes[0].set(
+        xlabel="lambda: edges shared with alpha* (asked for)",
+        ylabel="test accuracy of one network (%)",
+        xticks=lams,
+    )
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=8, ncols=2)
-    long = d.assign(mean=d.mean(axis=1)).rename(columns={lam: i for i, lam in enumerate(d.columns)}
-                                                | {"mean": len(d.columns)}).rename_axis(columns="at").stack().rename("points").reset_index() if len(d) else pd.DataFrame()
+    long = (
+        d.assign(mean=d.mean(axis=1))
+        .rename(columns={lam: i for i, lam in enumerate(d.columns)} | {"mean": len(d.columns)})
+        .rename_axis(columns="at")
+        .stack()
+        .rename("points")
+        .reset_index()
+        if len(d)
+        else pd.DataFrame()
+    )
     for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.22)):
         part = long[long["seed"] == seed] if len(long) else long
-        if len(part): axes[1].plot(part["at"] + apart - 0.06, part["points"], ls="none", ms=5, mew=0, alpha=0.9, label=f"seed {seed}", **style)
-    if len(d) > 1: mean_line(axes[1], long, "at", "points", 0.34, color="black", ls="none", marker="_", ms=9, mew=2, label="mean, 95 % interval")
+        if len(part):
+            axes[1].plot(
+                part["at"] + apart - 0.06,
+                part["points"],
+                ls="none",
+                ms=5,
+                mew=0,
+                alpha=0.9,
+                label=f"seed {seed}",
+                **style,
+            )
+    if len(d) > 1:
+        mean_line(
+            axes[1],
+            long,
+            "at",
+            "points",
+            0.34,
+            color="black",
+            ls="none",
+            marker="_",
+            ms=9,
+            mew=2,
+            label="mean, 95 % interval",
+        )
     axes[1].axhline(0, color="0.4", ls=":")
-    axes[1].set(xlabel="lambda", ylabel="hypernetwork minus random deviation\n(points of test accuracy)", xticks=range(len(d.columns) + 1),
-                xticklabels=[*map(str, d.columns), "mean"])
-    if len(d): axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    axes[1].set(
+        xlabel="lambda",
+        ylabel="hypernetwork minus random deviation\n(points of test accuracy)",
+        xticks=range(len(d.columns) + 1),
+        xticklabels=[*map(str, d.columns), "mean"],
+    )
+    if len(d):
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/experiments/deviation.ipynb #9b90010
 def result(records: Records, published: dict) -> Result | None:
     "T1, its tests and figure."
     found = frame(records)
-    if found.empty: return None
+    if found.empty:
+        return None
     n, rows = found["seed"].nunique(), table(found)
     tables, compared, model = {"T1": rows}, tests(found), mixed(found)
-    both = rows[rows["lambda"] < found["lambda"].max()].pivot(index="lambda", columns="system", values="accuracy_percent")
-    ahead = int((both[KINDS[0]] > both[KINDS[1]]).sum()) if set(KINDS) <= set(both) else 0  # with F4 alone there is nothing to compare
-    said = [f"With n = {n} seed{'s' if n > 1 else ''} the hypernetwork has the higher mean accuracy at {ahead} of {len(both)} values of "
-            f"lambda."] if set(KINDS) <= set(both) else []
+    both = rows[rows["lambda"] < found["lambda"].max()].pivot(
+        index="lambda", columns="system", values="accuracy_percent"
+    )
+    ahead = (
+        int((both[KINDS[0]] > both[KINDS[1]]).sum()) if set(KINDS) <= set(both) else 0
+    )  # with F4 alone there is nothing to compare
+    said = (
+        [
+            f"With n = {n} seed{'s' if n > 1 else ''} the hypernetwork has the higher mean accuracy at {ahead} of {len(both)} values of "
+            f"lambda."
+        ]
+        if set(KINDS) <= set(both)
+        else []
+    )
     if compared is not None:
         tables["T1_tests"] = compared
-        named = compared.assign(**{"lambda": [f"hypernetwork at lambda = {lam}" for lam in compared["lambda"]]})
-        said += [verdict(named[:1].assign(**{"lambda": "hypernetwork"}), KINDS[1], what="the mean accuracy over lambda"),
-                 verdict(named[1:], KINDS[1], what="accuracy at each lambda")]
+        named = compared.assign(
+            **{"lambda": [f"hypernetwork at lambda = {lam}" for lam in compared["lambda"]]}
+        )
+        said += [
+            verdict(
+                named[:1].assign(**{"lambda": "hypernetwork"}),
+                KINDS[1],
+                what="the mean accuracy over lambda",
+            ),
+            verdict(named[1:], KINDS[1], what="accuracy at each lambda"),
+        ]
     if model is not None:
         tables["T1_mixed"] = model
         row = model.iloc[0]
-        said.append(f"A mixed model of all {row['runs']} runs, with lambda as a second factor and a random level for each of "
-                    f"{row['groups']} search seeds, puts the difference at {row['difference']:+.2f} points (95 % interval "
-                    f"{row['ci_low']:+.2f} to {row['ci_high']:+.2f}, "
-                    f"p = {row['p']:.2f})" + ("; its fit is singular: it finds no variance between seeds, and is a plain regression, to "
-                                              "which the runs are independent; the paired tests do not need that." if row["singular"] else "."))
+        said.append(
+            f"A mixed model of all {row['runs']} runs, with lambda as a second factor and a random level for each of "
+            f"{row['groups']} search seeds, puts the difference at {row['difference']:+.2f} points (95 % interval "
+            f"{row['ci_low']:+.2f} to {row['ci_high']:+.2f}, "
+            f"p = {row['p']:.2f})"
+            + (
+                "; its fit is singular: it finds no variance between seeds, and is a plain regression, to "
+                "which the runs are independent; the paired tests do not need that."
+                if row["singular"]
+                else "."
+            )
+        )
     pairs = len(differences(found))
-    caption = (f"Left: test accuracy (%) of single networks at each lambda, n = {n} seed{'s' if n > 1 else ''} a mark; thin lines join the "
-               f"two networks of a seed. Right: their differences (points), at each lambda and averaged over lambda, n = {pairs} "
-               f"seed{'s' if pairs != 1 else ''} "
-               "with both at every lambda. " + ("Bars: mean and 95 % BCa interval over seeds." if n > 1 else "One seed, so no intervals."))
-    return Result(said, tables, {"T1": (deviation_figure(found), caption)}, systems_of(records, "deviation"))
+    caption = (
+        f"Left: test accuracy (%) of single networks at each lambda, n = {n} seed{'s' if n > 1 else ''} a mark; thin lines join the "
+        f"two networks of a seed. Right: their differences (points), at each lambda and averaged over lambda, n = {pairs} "
+        f"seed{'s' if pairs != 1 else ''} "
+        "with both at every lambda. "
+        + (
+            "Bars: mean and 95 % BCa interval over seeds."
+            if n > 1
+            else "One seed, so no intervals."
+        )
+    )
+    return Result(
+        said, tables, {"T1": (deviation_figure(found), caption)}, systems_of(records, "deviation")
+    )

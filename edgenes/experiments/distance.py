@@ -11,18 +11,23 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from . import deviation
-from .control import mean_line, seed_styles
-from ..pipeline import Plan
-from ..profiles import Shop
-from ..records import Records
-from ..report import Result, figure, systems_of
+from ..report.frames import systems_of
+from ..report.page import Result
+from ..report.plots import figure, mean_line, seed_styles
 from ..statistics import MARGINS, paired_tests, spearman, summary, verdict
+from ..study.pipeline import Plan
+from ..study.records import Records
+from ..study.workspace import Workspace
 
 TITLE = "F4: lambda against the accuracy of the sampled architecture"
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "The hypernetwork's networks of T1."
-    return [deviation.sampled(shop, seed, "deviation", "hypernetwork", lam) for lam in range(shop.profile.space.max_shared + 1)]
+    return [
+        deviation.sampled(workspace, seed, "deviation", "hypernetwork", lam)
+        for lam in range(workspace.profile.space.max_shared + 1)
+    ]
 
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'slopes', 'tests', 'distance_figure', 'result', 'slope_sentence']
@@ -30,35 +35,84 @@ __all__ = ['TITLE', 'plans', 'slopes', 'tests', 'distance_figure', 'result', 'sl
 # %% ../../nbs/experiments/distance.ipynb #080d014
 def slopes(found: pd.DataFrame) -> pd.DataFrame:
     "For every system and seed: points of accuracy gained an edge (least squares), and Spearman's correlation."
-    return pd.DataFrame([{"system": name, "seed": seed, "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
-                          "spearman": spearman(part["lambda"], part["accuracy_percent"]), "networks": len(part)} for (name, seed),
-                         part in found.groupby(["system", "seed"]) if len(part) > 2])
+    return pd.DataFrame(
+        [
+            {
+                "system": name,
+                "seed": seed,
+                "points_per_edge": np.polyfit(part["lambda"], part["accuracy_percent"], 1)[0],
+                "spearman": spearman(part["lambda"], part["accuracy_percent"]),
+                "networks": len(part),
+            }
+            for (name, seed), part in found.groupby(["system", "seed"])
+            if len(part) > 2
+        ]
+    )
+
 
 def tests(rows: pd.DataFrame, top: int) -> pd.DataFrame | None:
     "The slopes of every system against none, over the seeds that all systems have; None for fewer than 2 of them."
     wide = rows.pivot(index="seed", columns="system", values="points_per_edge").dropna()
-    return paired_tests(wide.assign(flat=0.0), "flat", MARGINS["accuracy_percent"] / top).reset_index() if len(wide) > 1 else None
+    return (
+        paired_tests(wide.assign(flat=0.0), "flat", MARGINS["accuracy_percent"] / top).reset_index()
+        if len(wide) > 1
+        else None
+    )
 
 # %% ../../nbs/experiments/distance.ipynb #080d005
 def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
     "Hypernetwork and random deviation, every seed a line, with means; the paper's read-off points on an axis of the same length."
-    printed, kinds = published.get("paper", {}).get("F4"), [k for k in deviation.KINDS if k in set(found["system"])]
+    printed, kinds = (
+        published.get("paper", {}).get("F4"),
+        [k for k in deviation.KINDS if k in set(found["system"])],
+    )
     fig, axes = figure(1, len(kinds) + bool(printed), 3.9, 3.6, squeeze=False)
     styles, lams = seed_styles(found["seed"].unique()), sorted(found["lambda"].unique())
     edge = 0.05 * max(np.ptp(found["accuracy_percent"]), 1)
     low, high = found["accuracy_percent"].min() - edge, found["accuracy_percent"].max() + edge
     for ax, kind in zip(axes[0], kinds):
         ours = found[found["system"] == kind]
-        for seed, part in ours.groupby("seed"): ax.plot(part["lambda"], part["accuracy_percent"], ms=3.5, lw=0.8, alpha=0.75,
-                                                        label=f"seed {seed}", **styles[seed])
-        mean_line(ax, ours, "lambda", "accuracy_percent", color="black", marker="_", ms=9, label="mean, 95 % interval" if len(styles) > 1 else "mean")
-        ax.set(xlabel="lambda: edges shared with alpha*", ylabel="test accuracy (%)", title=f"here: {kind}", xticks=lams,
-               xlim=(-0.2, max(lams) + 0.2), ylim=(low, high))
+        for seed, part in ours.groupby("seed"):
+            ax.plot(
+                part["lambda"],
+                part["accuracy_percent"],
+                ms=3.5,
+                lw=0.8,
+                alpha=0.75,
+                label=f"seed {seed}",
+                **styles[seed],
+            )
+        mean_line(
+            ax,
+            ours,
+            "lambda",
+            "accuracy_percent",
+            color="black",
+            marker="_",
+            ms=9,
+            label="mean, 95 % interval" if len(styles) > 1 else "mean",
+        )
+        ax.set(
+            xlabel="lambda: edges shared with alpha*",
+            ylabel="test accuracy (%)",
+            title=f"here: {kind}",
+            xticks=lams,
+            xlim=(-0.2, max(lams) + 0.2),
+            ylim=(low, high),
+        )
     if printed:
-        axes[0, -1].plot(printed["lambda"], printed["accuracy"], "x", color="black", label="paper, read off")
+        axes[0, -1].plot(
+            printed["lambda"], printed["accuracy"], "x", color="black", label="paper, read off"
+        )
         middle = np.mean(printed["accuracy"])
-        axes[0, -1].set(xlabel="lambda", ylabel="test accuracy (%)", title="paper (wider networks)", xticks=lams,
-                        xlim=(-0.2, max(lams) + 0.2), ylim=(middle - (high - low) / 2, middle + (high - low) / 2))
+        axes[0, -1].set(
+            xlabel="lambda",
+            ylabel="test accuracy (%)",
+            title="paper (wider networks)",
+            xticks=lams,
+            xlim=(-0.2, max(lams) + 0.2),
+            ylim=(middle - (high - low) / 2, middle + (high - low) / 2),
+        )
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     return fig
@@ -67,28 +121,57 @@ def distance_figure(found: pd.DataFrame, published: dict) -> Figure:
 def result(records: Records, published: dict) -> Result | None:
     "F4 and the slope behind it."
     found = deviation.frame(records)
-    if found.empty: return None
+    if found.empty:
+        return None
     rows = slopes(found)
-    if rows.empty: return None
-    n, compared, printed = found["seed"].nunique(), tests(rows, int(found["lambda"].max())), published.get("paper", {}).get("F4")
-    said = [slope_sentence(name, rows[rows["system"] == name]) for name in deviation.KINDS if name in set(rows["system"])]
-    if compared is not None: said.append(verdict(compared, "none", "points an edge", "the slope of accuracy with lambda"))
+    if rows.empty:
+        return None
+    n, compared, printed = (
+        found["seed"].nunique(),
+        tests(rows, int(found["lambda"].max())),
+        published.get("paper", {}).get("F4"),
+    )
+    said = [
+        slope_sentence(name, rows[rows["system"] == name])
+        for name in deviation.KINDS
+        if name in set(rows["system"])
+    ]
+    if compared is not None:
+        said.append(
+            verdict(compared, "none", "points an edge", "the slope of accuracy with lambda")
+        )
     if printed:
         rank = spearmanr(printed["lambda"], printed["accuracy"])
-        said.append(f"The {len(printed['lambda'])} points of the paper's figure lie between {min(printed['accuracy']):.2f} and "
-                    f"{max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points "
-                    f"an edge: a small slope, but a trend "
-                    f"(Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = {len(printed['lambda'])} points of one hypernetwork, no repetition).")
-    caption = (f"Test accuracy (%) of single networks against lambda, the edges shared with alpha*: of h(lambda)"
-               f"{' and of random deviations' if (found['system'] == deviation.KINDS[1]).any() else ''}, a line a seed, n = {n} "
-               f"seed{'s' if n > 1 else ''}" + ("; black: mean and 95 % BCa interval over seeds" if n > 1 else ", so without intervals")
-               + ("; right: the points of the paper, one run each, on an axis that spans as many points of accuracy." if printed else "."))
-    return Result(said, {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}),
-                  {"F4": (distance_figure(found, published), caption)}, systems_of(records, "deviation"))
+        said.append(
+            f"The {len(printed['lambda'])} points of the paper's figure lie between {min(printed['accuracy']):.2f} and "
+            f"{max(printed['accuracy']):.2f} %, and rise by {np.polyfit(printed['lambda'], printed['accuracy'], 1)[0]:+.2f} points "
+            f"an edge: a small slope, but a trend "
+            f"(Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = {len(printed['lambda'])} points of one hypernetwork, no repetition)."
+        )
+    caption = (
+        f"Test accuracy (%) of single networks against lambda, the edges shared with alpha*: of h(lambda)"
+        f"{' and of random deviations' if (found['system'] == deviation.KINDS[1]).any() else ''}, a line a seed, n = {n} "
+        f"seed{'s' if n > 1 else ''}"
+        + ("; black: mean and 95 % BCa interval over seeds" if n > 1 else ", so without intervals")
+        + (
+            "; right: the points of the paper, one run each, on an axis that spans as many points of accuracy."
+            if printed
+            else "."
+        )
+    )
+    return Result(
+        said,
+        {"F4": rows} | ({"F4_tests": compared} if compared is not None else {}),
+        {"F4": (distance_figure(found, published), caption)},
+        systems_of(records, "deviation"),
+    )
+
 
 def slope_sentence(name: str, rows: pd.DataFrame) -> str:
     "The mean slope of a system and its interval."
     s, n = summary(rows["points_per_edge"]), len(rows)
     interval = f" (95 % interval {s['ci_low']:+.2f} to {s['ci_high']:+.2f})" if n > 1 else ""
-    return (f"For the {name} an edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} "
-            f"seed{'s' if n > 1 else ''}; the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}.")
+    return (
+        f"For the {name} an edge more in common with alpha* goes with {s['mean']:+.2f} points of accuracy{interval}, mean over n = {n} "
+        f"seed{'s' if n > 1 else ''}; the mean Spearman correlation of lambda and accuracy is {rows['spearman'].mean():+.2f}."
+    )

@@ -14,15 +14,19 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from ..algorithm import with_retraining_seeds
 from ..core import require
-from ..costs import cost_sentence, costs_of
 from ..genotype import Genotype
-from ..pipeline import Plan, ensemble, searched, seeded, trained
-from ..profiles import Shop
-from ..records import Records, all_records
-from ..report import COSTS, METRICS, Result, accuracy_of, figure, frame_of, systems_of
+from ..neighbours import deviate, random_genotype
+from ..report.frames import COSTS, METRICS, accuracy_of, frame_of, systems_of
+from ..report.page import Result
+from ..report.plots import figure
 from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
-from ..tasks import Task, drawn_lambdas, genotype_of
+from ..study.costs import cost_sentence, costs_of
+from ..study.pipeline import Plan, ensemble, searched, trained
+from ..study.records import Records, all_records
+from ..study.tasks import Task, drawn_lambdas, genotype_of
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['SLIDES', 'RIVALS', 'VARIANTS', 'SYSTEMS', 'TITLE', 'plans', 'system', 'best_screened', 'searches', 'frame', 'table',
@@ -35,47 +39,80 @@ RIVALS = ("DeepEns", "DeepEns-N", "NES-RS", "NES-RE")
 VARIANTS = ("EdgeNES-nll", "EdgeNES-skew", "EdgeNES-screen")
 SYSTEMS = (*SLIDES[:-1], "RandomD-NES", "EdgeNES", *RIVALS, *VARIANTS)
 
-def plans(shop: Shop, seed: int, systems: tuple[str, ...] = SYSTEMS) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int, systems: tuple[str, ...] = SYSTEMS) -> list[Plan]:
     "The plans of T2 for one seed. `EdgenesError` for an unknown system."
-    for name in systems: require(name in SYSTEMS, f"unknown system {name!r}: use one of {', '.join(SYSTEMS)}")
-    return [system(shop, seed, name) for name in systems]
+    for name in systems:
+        require(name in SYSTEMS, f"unknown system {name!r}: use one of {', '.join(SYSTEMS)}")
+    return [system(workspace, seed, name) for name in systems]
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9008
-def system(shop: Shop, seed: int, name: str) -> Plan:
+def system(workspace: Workspace, seed: int, name: str) -> Plan:
     "Plan of one system; returns its record."
-    p = shop.profile
-    task = Task("system", seed, experiment="quality", system=name, keep=p.members, criterion=p.criterion)
-    of = lambda pool, seconds=0.0, **changes: ensemble(shop, Task(**(vars(task) | {"pool": pool, "search_seconds": seconds} | changes)))
-    random = lambda count: seeded(seed, (Genotype.random(p.space, 1000 * seed + j) for j in range(count)))
-    if name == "Random": return (yield from of(random(1), keep=0))
-    if name == "Random-NES": return (yield from of(random(p.candidates)))
-    if name == "NES-RS": return (yield from of(random(p.free_pool), rule="forward", criterion="nll"))
+    p = workspace.profile
+    task = Task(
+        "system", seed, experiment="quality", system=name, keep=p.members, criterion=p.criterion
+    )
+    of = lambda pool, seconds=0.0, **changes: ensemble(
+        workspace, Task(**(vars(task) | {"pool": pool, "search_seconds": seconds} | changes))
+    )
+    random = lambda count: with_retraining_seeds(
+        seed, (random_genotype(p.space, 1000 * seed + j) for j in range(count))
+    )
+    if name == "Random":
+        return (yield from of(random(1), keep=0))
+    if name == "Random-NES":
+        return (yield from of(random(p.candidates)))
+    if name == "NES-RS":
+        return (yield from of(random(p.free_pool), rule="forward", criterion="nll"))
     if name == "NES-RE":
-        record, = yield [Task("evolution", seed)]
+        (record,) = yield [Task("evolution", seed)]
         evolved = tuple((genotype_of(edges, p.space), s) for edges, s in record["results"]["pool"])
         return (yield from of(evolved, rule="forward", criterion="nll"))
-    optima, records = yield from searched(shop, seed, p.members if name == "DartsEns" else 1)
+    optima, records = yield from searched(workspace, seed, p.members if name == "DartsEns" else 1)
     seconds = sum(r["seconds"]["search"] for r in records)
-    if name in ("DARTS", "DartsEns"): return (yield from of(seeded(seed, optima), seconds, keep=0))
-    if name == "DeepEns": return (yield from of(seeded(seed, optima * p.members), seconds, keep=0))
-    if name == "DeepEns-N": return (yield from of(seeded(seed, optima * p.deep_pool), seconds))
+    if name in ("DARTS", "DartsEns"):
+        return (yield from of(with_retraining_seeds(seed, optima), seconds, keep=0))
+    if name == "DeepEns":
+        return (yield from of(with_retraining_seeds(seed, optima * p.members), seconds, keep=0))
+    if name == "DeepEns-N":
+        return (yield from of(with_retraining_seeds(seed, optima * p.deep_pool), seconds))
     lams = drawn_lambdas(p, seed, name == "EdgeNES-skew")
-    if name == "RandomD-NES": return (yield from of(seeded(seed, (optima[0].deviate(round(lam), 1000 * seed + j) for j, lam in enumerate(lams))), seconds))
-    optimum, h, _, seconds = yield from trained(shop, seed)
+    if name == "RandomD-NES":
+        return (
+            yield from of(
+                with_retraining_seeds(
+                    seed,
+                    (deviate(optima[0], round(lam), 1000 * seed + j) for j, lam in enumerate(lams)),
+                ),
+                seconds,
+            )
+        )
+    optimum, h, _, seconds = yield from trained(workspace, seed)
     changes = {} if name == "EdgeNES" else {"criterion": "nll"}
-    if name != "EdgeNES-screen": return (yield from of(seeded(seed, map(h.sample, lams)), seconds, **changes))
-    record, = yield [Task("screening", seed, genotype=optimum)]
-    pool = best_screened(record["results"]["judged"], p.space, p.candidates, ceil(p.candidates / p.members))
-    return (yield from of(seeded(seed, pool), seconds + record["seconds"]["screening"], **changes))
+    if name != "EdgeNES-screen":
+        return (yield from of(with_retraining_seeds(seed, map(h.sample, lams)), seconds, **changes))
+    (record,) = yield [Task("screening", seed, genotype=optimum)]
+    pool = best_screened(
+        record["results"]["judged"], p.space, p.candidates, ceil(p.candidates / p.members)
+    )
+    return (
+        yield from of(
+            with_retraining_seeds(seed, pool), seconds + record["seconds"]["screening"], **changes
+        )
+    )
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9010
 def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Genotype]:
     "The `count` best draws of a screening, a genotype at most `copies` times; where these run out, the best ones again."
-    ranked = [genotype_of(j["genotype"], space) for j in sorted(judged, key=lambda j: j["val_loss_nats"])]
+    ranked = [
+        genotype_of(j["genotype"], space) for j in sorted(judged, key=lambda j: j["val_loss_nats"])
+    ]
     seen: Counter[Genotype] = Counter()
     taken = []
     for g in ranked:
-        if seen[g] < copies: taken.append(g)
+        if seen[g] < copies:
+            taken.append(g)
         seen[g] += 1
     distinct = list(dict.fromkeys(ranked))
     return (taken + [distinct[i % len(distinct)] for i in range(count)])[:count]
@@ -83,35 +120,58 @@ def best_screened(judged: list[dict], space, count: int, copies: int) -> list[Ge
 # %% ../../nbs/experiments/quality.ipynb #a7a9010c
 def searches(name: str, members: int) -> dict[str, int]:
     "How many searches of each kind a system needs, beside its retrainings."
-    found = {"darts": members if name == "DartsEns" else 1, "hypernetwork": int(name.startswith("EdgeNES")), "screening": int(name == "EdgeNES-screen")}
+    found = {
+        "darts": members if name == "DartsEns" else 1,
+        "hypernetwork": int(name.startswith("EdgeNES")),
+        "screening": int(name == "EdgeNES-screen"),
+    }
     return {} if name in ("Random", "Random-NES", "NES-RS", "NES-RE") else found
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9013
 TITLE = "T2: quality and cost of every system"
 
+
 def frame(records: Records) -> pd.DataFrame:
     "One row a system and seed."
     cost = costs_of(records, searches)
     found = frame_of([r | {"seconds": cost(r)} for r in systems_of(records, "quality")])
-    if found.empty: return found
+    if found.empty:
+        return found
     found["system"] = pd.Categorical(found["system"], SYSTEMS, ordered=True)
     return found.sort_values(["system", "seed"], ignore_index=True)
+
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
     "T2: one row a system; means over its seeds, with deviations where columns end in _sd."
     rows, scaled = [], ("scaled_nll_nats", "scaled_brier", "scaled_ece")
     for name, part in found.groupby("system", observed=True):
         spread = {f"{k}_sd": part[k].std(ddof=1) for k in (*METRICS[1:4], "total_seconds")}
-        rows.append({"system": name} | accuracy_of(part["accuracy_percent"])
-                    | {k: part[k].mean() for k in (*METRICS[1:], *scaled, "val_accuracy_percent", "val_nll_nats", *(f"{c}_seconds" for c in COSTS))} | spread)
+        rows.append(
+            {"system": name}
+            | accuracy_of(part["accuracy_percent"])
+            | {
+                k: part[k].mean()
+                for k in (
+                    *METRICS[1:],
+                    *scaled,
+                    "val_accuracy_percent",
+                    "val_nll_nats",
+                    *(f"{c}_seconds" for c in COSTS),
+                )
+            }
+            | spread
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9015
-def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str = "EdgeNES") -> pd.DataFrame | None:
+def tests(
+    found: pd.DataFrame, metric: str = "accuracy_percent", reference: str = "EdgeNES"
+) -> pd.DataFrame | None:
     "Paired comparisons with EdgeNES over the seeds that every system has; None for fewer than 2 of them."
     wide = found.pivot(index="seed", columns="system", values=metric).dropna()
     wide.columns = wide.columns.astype(str)
-    if len(wide) < 2 or reference not in wide or wide.shape[1] < 2: return None
+    if len(wide) < 2 or reference not in wide or wide.shape[1] < 2:
+        return None
     rows = paired_tests(wide, reference, MARGINS[metric]).reset_index()
     rows.insert(1, "metric", metric)
     return rows
@@ -119,38 +179,86 @@ def tests(found: pd.DataFrame, metric: str = "accuracy_percent", reference: str 
 # %% ../../nbs/experiments/quality.ipynb #a7a9023b
 def why(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     "One row a system: what its ensembles are made of, means over seeds; and the validation accuracy of every retraining of a deep ensemble. Systems whose retrainings have no record are left out."
-    alone = {records.key(r["inputs"]): r["results"]["val"]["accuracy_percent"] for r in all_records(records, "retraining")}
+    alone = {
+        records.key(r["inputs"]): r["results"]["val"]["accuracy_percent"]
+        for r in all_records(records, "retraining")
+    }
     rows, deep, costs = [], [], costs_of(records, searches)
     for r in systems_of(records, "quality"):
         keys, pool, cost = r["results"]["retrainings"], r["inputs"]["pool"], costs(r)
-        if not all(k in alone for k in keys): continue
+        if not all(k in alone for k in keys):
+            continue
         each, name = np.array([alone[k] for k in keys]), r["inputs"]["system"]
         chosen = each[r["results"]["chosen"]].mean()
-        rows.append({"system": name, "candidates": len(keys), "distinct": len({str(edges) for edges, _ in pool}),
-                     "candidate_percent": each.mean(), "chosen_percent": chosen,
-                     "ensemble_gain_points": r["results"]["val"]["accuracy_percent"] - chosen,
-                     "disagreement": r["results"]["test"]["disagreement"], "search_share": cost["search"] / cost["total"]})
-        if name == "DeepEns-N": deep += [{"seed": r["inputs"]["seed"], "percent": value} for value in each]
+        rows.append(
+            {
+                "system": name,
+                "candidates": len(keys),
+                "distinct": len({str(edges) for edges, _ in pool}),
+                "candidate_percent": each.mean(),
+                "chosen_percent": chosen,
+                "ensemble_gain_points": r["results"]["val"]["accuracy_percent"] - chosen,
+                "disagreement": r["results"]["test"]["disagreement"],
+                "search_share": cost["search"] / cost["total"],
+            }
+        )
+        if name == "DeepEns-N":
+            deep += [{"seed": r["inputs"]["seed"], "percent": value} for value in each]
     found = pd.DataFrame(rows)
-    if rows: found = found.groupby("system").mean().reindex([s for s in SYSTEMS if s in set(found["system"])]).reset_index()
+    if rows:
+        found = (
+            found.groupby("system")
+            .mean()
+            .reindex([s for s in SYSTEMS if s in set(found["system"])])
+            .reset_index()
+        )
     return found, pd.DataFrame(deep)
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9024
-_FAMILIES = (("Random", "Random-NES", "NES-RS", "NES-RE"), ("DARTS", "DartsEns", "RandomD-NES"), ("DeepEns", "DeepEns-N"),
-             ("EdgeNES", *VARIANTS))  # one colour each
-_LOOK = {name: (colour, mark) for names, colour, marks in zip(_FAMILIES, (0, 1, 2, 3), ("oPsD", "oPs", "os", "*^vD")) for name, mark in zip(names, marks)}
+_FAMILIES = (
+    ("Random", "Random-NES", "NES-RS", "NES-RE"),
+    ("DARTS", "DartsEns", "RandomD-NES"),
+    ("DeepEns", "DeepEns-N"),
+    ("EdgeNES", *VARIANTS),
+)  # one colour each
+_LOOK = {
+    name: (colour, mark)
+    for names, colour, marks in zip(_FAMILIES, (0, 1, 2, 3), ("oPsD", "oPs", "os", "*^vD"))
+    for name, mark in zip(names, marks)
+}
+
 
 def cost_figure(found: pd.DataFrame) -> Figure:
     "Accuracy and NLL against total compute seconds: pale marks are seeds, large ones means with their 95 % intervals."
     fig, axes = figure(1, 2, 5.4, 4.4)
     colours = sns.color_palette("colorblind")
-    for ax, metric, label in zip(axes, ("accuracy_percent", "nll_nats"), ("test accuracy (%)", "test NLL (nats)")):
+    for ax, metric, label in zip(
+        axes, ("accuracy_percent", "nll_nats"), ("test accuracy (%)", "test NLL (nats)")
+    ):
         for name, part in found.groupby("system", observed=True):
             colour, mark = colours[_LOOK[name][0]], _LOOK[name][1]
             s, cost = summary(part[metric]), part["total_seconds"].mean()
-            ax.scatter(part["total_seconds"], part[metric], s=14, alpha=0.35, color=colour, marker=mark, linewidths=0)
+            ax.scatter(
+                part["total_seconds"],
+                part[metric],
+                s=14,
+                alpha=0.35,
+                color=colour,
+                marker=mark,
+                linewidths=0,
+            )
             ax.plot([cost, cost], [s["ci_low"], s["ci_high"]], color=colour, lw=1.2, zorder=2)
-            ax.scatter(cost, s["mean"], s=150 if name == "EdgeNES" else 55, color=colour, marker=mark, label=name, edgecolors="black", linewidths=0.7, zorder=3 + (name == "EdgeNES"))
+            ax.scatter(
+                cost,
+                s["mean"],
+                s=150 if name == "EdgeNES" else 55,
+                color=colour,
+                marker=mark,
+                label=name,
+                edgecolors="black",
+                linewidths=0.7,
+                zorder=3 + (name == "EdgeNES"),
+            )
         ax.set(xlabel="total compute seconds (log)", ylabel=label, xscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -167,10 +275,20 @@ def seeds_figure(found: pd.DataFrame) -> Figure:
     for y, name in enumerate(names):
         part = found[found["system"] == name]
         s = summary(part["accuracy_percent"])
-        ax.plot([s["ci_low"], s["ci_high"]], [y, y], color="0.6", lw=4, solid_capstyle="butt", zorder=1)
+        ax.plot(
+            [s["ci_low"], s["ci_high"]], [y, y], color="0.6", lw=4, solid_capstyle="butt", zorder=1
+        )
         ax.plot([s["mean"], s["mean"]], [y - 0.3, y + 0.3], color="black", lw=1.5, zorder=3)
         for seed, value in zip(part["seed"], part["accuracy_percent"]):
-            ax.plot(value, y, "o", ms=4.5, color=colours[seeds.index(seed) % 10], label=f"seed {seed}" if y == 0 else None, zorder=2)
+            ax.plot(
+                value,
+                y,
+                "o",
+                ms=4.5,
+                color=colours[seeds.index(seed) % 10],
+                label=f"seed {seed}" if y == 0 else None,
+                zorder=2,
+            )
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="test accuracy (%)")
     ax.invert_yaxis()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
@@ -180,78 +298,160 @@ def seeds_figure(found: pd.DataFrame) -> Figure:
 def result(records: Records, published: dict) -> Result | None:
     "Tables T2 and its tests, two figures, and what they say."
     found = frame(records)
-    if found.empty: return None
+    if found.empty:
+        return None
     n, quality = found["seed"].nunique(), table(found)
-    tables = {"T2": quality} | {f"T2_tests_{m.split('_')[0]}": t for m in ("accuracy_percent", "nll_nats") if (t := tests(found, m)) is not None}
-    if n >= 3 and "EdgeNES" in set(found["system"]): tables["T2_mixed"] = mixed_model(found.assign(system=found["system"].astype(str)), "accuracy_percent", "system", "seed", "EdgeNES")
+    tables = {"T2": quality} | {
+        f"T2_tests_{m.split('_')[0]}": t
+        for m in ("accuracy_percent", "nll_nats")
+        if (t := tests(found, m)) is not None
+    }
+    if n >= 3 and "EdgeNES" in set(found["system"]):
+        tables["T2_mixed"] = mixed_model(
+            found.assign(system=found["system"].astype(str)),
+            "accuracy_percent",
+            "system",
+            "seed",
+            "EdgeNES",
+        )
     note = f"n = {n} seed{'s' if n > 1 else ''}"
     made_of, deep = why(records)
-    if len(made_of): tables["T2_why"] = made_of
-    if published: tables["T2_published"] = printed(published)
-    figures = {"T2_cost": (cost_figure(found), f"Test accuracy and NLL of every system against its total compute seconds; small marks are "
-                                               f"seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}."),
-               "T2_seeds": (seeds_figure(found), f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.")}
-    return Result(sentences(found, quality, tables, deep) + cost_sentence(records), tables, figures, systems_of(records, "quality") + all_records(records, "costs"))
+    if len(made_of):
+        tables["T2_why"] = made_of
+    if published:
+        tables["T2_published"] = printed(published)
+    figures = {
+        "T2_cost": (
+            cost_figure(found),
+            f"Test accuracy and NLL of every system against its total compute seconds; small marks are "
+            f"seeds, large ones means with 95 % BCa intervals; one colour a family of systems; {note}.",
+        ),
+        "T2_seeds": (
+            seeds_figure(found),
+            f"Test accuracy of every run; black bar: mean, grey: 95 % BCa interval; {note}.",
+        ),
+    }
+    return Result(
+        sentences(found, quality, tables, deep) + cost_sentence(records),
+        tables,
+        figures,
+        systems_of(records, "quality") + all_records(records, "costs"),
+    )
+
 
 def printed(published: dict) -> pd.DataFrame:
     "Accuracy (%, mean and spread) and GPU-hours as slides and paper print them."
-    return pd.DataFrame([{"source": where, "system": name, "accuracy_percent": v["accuracy"][0], "spread": v["accuracy"][1], "gpu_hours": v["gpu_hours"]}
-                         for where in ("slides", "paper") for name, v in published[where]["T2"].items()])
+    return pd.DataFrame(
+        [
+            {
+                "source": where,
+                "system": name,
+                "accuracy_percent": v["accuracy"][0],
+                "spread": v["accuracy"][1],
+                "gpu_hours": v["gpu_hours"],
+            }
+            for where in ("slides", "paper")
+            for name, v in published[where]["T2"].items()
+        ]
+    )
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9029
-def sentences(found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.DataFrame], deep: pd.DataFrame) -> list[str]:
+def sentences(
+    found: pd.DataFrame, quality: pd.DataFrame, tables: dict[str, pd.DataFrame], deep: pd.DataFrame
+) -> list[str]:
     "What the tables say, including where EdgeNES does not win; over the seeds that every system has, where there are any."
     counts = found.groupby("seed")["system"].nunique()
     complete = found[found["seed"].isin(counts.index[counts == found["system"].nunique()])]
-    if len(complete): found, quality = complete, table(complete)
+    if len(complete):
+        found, quality = complete, table(complete)
     by, n = quality.set_index(quality["system"].astype(str)), found["seed"].nunique()
-    best, ours = by["accuracy_percent"].idxmax(), [s for s in ("EdgeNES", *VARIANTS) if s in by.index]
+    best, ours = (
+        by["accuracy_percent"].idxmax(),
+        [s for s in ("EdgeNES", *VARIANTS) if s in by.index],
+    )
     row = lambda name: f"{name} {by.loc[name, 'accuracy_percent']:.1f} %"
-    of = "" if len(by) == len(SYSTEMS) else f", of the {len(by)} of {len(SYSTEMS)} systems that are finished,"
-    said = [f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}"
-            + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")]
+    of = (
+        ""
+        if len(by) == len(SYSTEMS)
+        else f", of the {len(by)} of {len(SYSTEMS)} systems that are finished,"
+    )
+    said = [
+        f"Over {n} seed{'s' if n > 1 else ''} the highest mean test accuracy{of} is that of {row(best)}"
+        + (f"; {row('EdgeNES')}." if best != "EdgeNES" and "EdgeNES" in by.index else ".")
+    ]
     if ours and best not in ours:
-        share = by.loc[best, "total_seconds"] / by.loc["EdgeNES", "total_seconds"] if "EdgeNES" in by.index else np.nan
-        said.append(f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}.")
+        share = (
+            by.loc[best, "total_seconds"] / by.loc["EdgeNES", "total_seconds"]
+            if "EdgeNES" in by.index
+            else np.nan
+        )
+        said.append(
+            f"Neither EdgeNES nor a variant of it comes first{f'; {best} costs {share:.2f} of what EdgeNES costs' if np.isfinite(share) else ''}."
+        )
     if ours[1:]:
         chosen = by.loc[ours[1:], "val_accuracy_percent"].idxmax()
-        said.append(f"Of the variants of EdgeNES, {chosen} is the best on validation data ({by['val_accuracy_percent'][chosen]:.1f} %"
-                    + (f", EdgeNES itself {by['val_accuracy_percent']['EdgeNES']:.1f}" if "EdgeNES" in by.index else "") + f"); its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %.")
+        said.append(
+            f"Of the variants of EdgeNES, {chosen} is the best on validation data ({by['val_accuracy_percent'][chosen]:.1f} %"
+            + (
+                f", EdgeNES itself {by['val_accuracy_percent']['EdgeNES']:.1f}"
+                if "EdgeNES" in by.index
+                else ""
+            )
+            + f"); its test accuracy is {by.loc[chosen, 'accuracy_percent']:.1f} %."
+        )
     compared = tables.get("T2_tests_accuracy")
     if "DeepEns-N" in by.index and "EdgeNES" in by.index:
         gap = ""
         if compared is not None and "DeepEns-N" in set(compared["system"]):
             r = compared.set_index("system").loc["DeepEns-N"]
             gap = f", {r['difference']:+.2f} points against EdgeNES (95 % interval {r['ci_low']:+.2f} to {r['ci_high']:+.2f}, p after Holm's correction {r['p_holm']:.2f}, n = {int(r['n'])})"
-        said.append(f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of "
-                    f"EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %{gap}.")
+        said.append(
+            f"The deep ensemble of alpha* at {by.loc['DeepEns-N', 'total_seconds'] / by.loc['EdgeNES', 'total_seconds']:.2f} of "
+            f"EdgeNES's cost has {by.loc['DeepEns-N', 'accuracy_percent']:.1f} %{gap}."
+        )
     said += why_sentences(tables.get("T2_why"), deep)
-    if compared is None: return said + ["With fewer than two complete seeds no difference between systems can be tested."]
+    if compared is None:
+        return said + [
+            "With fewer than two complete seeds no difference between systems can be tested."
+        ]
     return said + [verdict(compared, "EdgeNES")] + mixed_sentence(tables.get("T2_mixed"))
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9029a
 def why_sentences(made_of: pd.DataFrame | None, deep: pd.DataFrame) -> list[str]:
     "What EdgeNES and the deep ensemble are made of, and what search and retraining scatter by; nothing without both."
-    if made_of is None or not {"EdgeNES", "DeepEns-N"} <= set(made_of["system"]): return []
+    if made_of is None or not {"EdgeNES", "DeepEns-N"} <= set(made_of["system"]):
+        return []
     e, d = (made_of.set_index("system").loc[name] for name in ("EdgeNES", "DeepEns-N"))
-    said = [f"Why: a candidate of EdgeNES alone has {e['candidate_percent']:.1f} % on validation images, one of the deep ensemble "
-            f"{d['candidate_percent']:.1f}; the chosen ones have {e['chosen_percent']:.1f} and {d['chosen_percent']:.1f}; "
-            f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on "
-            f"{100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
-            f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} "
-            f"% of its cost is search, on average over seeds, against {100 * d['search_share']:.0f} %."]
-    if deep["seed"].nunique() < 2: return said
+    said = [
+        f"Why: a candidate of EdgeNES alone has {e['candidate_percent']:.1f} % on validation images, one of the deep ensemble "
+        f"{d['candidate_percent']:.1f}; the chosen ones have {e['chosen_percent']:.1f} and {d['chosen_percent']:.1f}; "
+        f"averaging adds {e['ensemble_gain_points']:.1f} and {d['ensemble_gain_points']:.1f} points; two members disagree on "
+        f"{100 * e['disagreement']:.0f} and {100 * d['disagreement']:.0f} % of the test images. "
+        f"Of {e['candidates']:.0f} draws of EdgeNES {e['distinct']:.1f} are distinct architectures, and {100 * e['search_share']:.0f} "
+        f"% of its cost is search, on average over seeds, against {100 * d['search_share']:.0f} %."
+    ]
+    if deep["seed"].nunique() < 2:
+        return said
     between, within = components(deep, "percent", "seed")
-    return [*said, f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} "
-                   f"points (SD of validation accuracy, {deep['seed'].nunique()} searches), and from retraining to retraining by {within:.1f}."]
+    return [
+        *said,
+        f"Retrained {len(deep) / deep['seed'].nunique():.0f} times a seed, alpha* differs from seed to seed by {between:.1f} "
+        f"points (SD of validation accuracy, {deep['seed'].nunique()} searches), and from retraining to retraining by {within:.1f}.",
+    ]
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9031
 def mixed_sentence(model: pd.DataFrame | None) -> list[str]:
     "What a mixed model over all runs says beside the paired tests; nothing without one."
-    if model is None: return []
+    if model is None:
+        return []
     clear = model[(model["ci_low"] > 0) | (model["ci_high"] < 0)]
-    listed = ", ".join(f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})" for _, r in clear.iterrows())
-    return [f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts "
-            f"{listed or 'no system'} apart from EdgeNES "
-            f"(points, 95 % intervals without correction, so they decide nothing: the paired tests do); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
-            f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."]
+    listed = ", ".join(
+        f"{r['system']} {r['difference']:+.1f} ({r['ci_low']:+.1f} to {r['ci_high']:+.1f})"
+        for _, r in clear.iterrows()
+    )
+    return [
+        f"A mixed model over all {int(model['groups'].iloc[0])} seeds, with a random level for the search seed, puts "
+        f"{listed or 'no system'} apart from EdgeNES "
+        f"(points, 95 % intervals without correction, so they decide nothing: the paired tests do); seeds differ by {model['sd_between'].iloc[0]:.1f} points (SD) in what all "
+        f"systems share; what is left, {model['sd_within'].iloc[0]:.1f}, is system by seed and retraining, one run a cell."
+    ]

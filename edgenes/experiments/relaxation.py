@@ -10,15 +10,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..algorithm import with_retraining_seeds
 from .control import calibration, hypernetworks
-from .speed import complete, counted, seed_styles, spread_lambdas, spread_of, within
-from ..pipeline import Plan, ensemble, searched, seeded
-from ..pipeline import trained as trained_plan
-from ..profiles import Shop
-from ..records import Records
-from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from .speed import spread_lambdas
+from ..report.frames import accuracy_of, complete, frame_of, spread_of, systems_of
+from ..report.page import Result
+from ..report.phrases import counted, within
+from ..report.plots import figure, seed_line_styles
 from ..statistics import calibration_error, holm, paired_tests, verdict
-from ..tasks import Task
+from ..study.pipeline import Plan, ensemble, searched
+from ..study.pipeline import trained as trained_plan
+from ..study.records import Records
+from ..study.tasks import Task
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'tests', 'sentences', 'result', 'relaxation_figure']
@@ -27,20 +31,39 @@ __all__ = ['TITLE', 'METHODS', 'plans', 'part', 'control', 'tests', 'sentences',
 TITLE = "The sampled relaxation at equal seconds"
 METHODS = {"faithful": "", "sampled": "sampled"}
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
-    "Two plans a method: alpha* alone, and the ensemble."
-    return [part(shop, seed, name, what) for name in METHODS for what in ("optimum", "ensemble")]
 
-def part(shop: Shop, seed: int, name: str, what: str) -> Plan:
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
+    "Two plans a method: alpha* alone, and the ensemble."
+    return [
+        part(workspace, seed, name, what) for name in METHODS for what in ("optimum", "ensemble")
+    ]
+
+
+def part(workspace: Workspace, seed: int, name: str, what: str) -> Plan:
     "alpha* retrained, or the ensemble of the hypernetwork."
     task: dict[str, Any] = {"experiment": "relaxation", "system": f"{name}, {what}"}
     if what == "optimum":
-        optima, records = yield from searched(shop, seed, 1, METHODS[name])
-        return (yield from ensemble(shop, Task("system", seed, pool=seeded(seed, optima), search_seconds=records[0]["seconds"]["search"], **task)))
-    _, h, _, seconds = yield from trained_plan(shop, seed, METHODS[name], METHODS[name])
-    lams = spread_lambdas(shop.profile)
-    pool = seeded(seed, map(h.sample, lams), [round(2 * lam) for lam in lams])
-    return (yield from ensemble(shop, Task("system", seed, pool=pool, search_seconds=seconds, **task)))
+        optima, records = yield from searched(workspace, seed, 1, METHODS[name])
+        return (
+            yield from ensemble(
+                workspace,
+                Task(
+                    "system",
+                    seed,
+                    pool=with_retraining_seeds(seed, optima),
+                    search_seconds=records[0]["seconds"]["search"],
+                    **task,
+                ),
+            )
+        )
+    _, h, _, seconds = yield from trained_plan(workspace, seed, METHODS[name], METHODS[name])
+    lams = spread_lambdas(workspace.profile)
+    pool = with_retraining_seeds(seed, map(h.sample, lams), [round(2 * lam) for lam in lams])
+    return (
+        yield from ensemble(
+            workspace, Task("system", seed, pool=pool, search_seconds=seconds, **task)
+        )
+    )
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe007
 def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
@@ -49,9 +72,24 @@ def control(trained: dict[str, list[dict]]) -> pd.DataFrame:
     for name, found in trained.items():
         for r in found:
             last = r["results"]["log"][-1]
-            rows.append({"method": name, "seed": r["inputs"]["seed"], "search_seconds": r["seconds"]["search"], "epochs": len(r["results"]["log"]),
-                         "calibration_error_edges": calibration_error(*zip(*last["calibration"])), "val_loss_nats": last["val_loss_nats"]})
-    columns = ["method", "seed", "search_seconds", "epochs", "calibration_error_edges", "val_loss_nats"]
+            rows.append(
+                {
+                    "method": name,
+                    "seed": r["inputs"]["seed"],
+                    "search_seconds": r["seconds"]["search"],
+                    "epochs": len(r["results"]["log"]),
+                    "calibration_error_edges": calibration_error(*zip(*last["calibration"])),
+                    "val_loss_nats": last["val_loss_nats"],
+                }
+            )
+    columns = [
+        "method",
+        "seed",
+        "search_seconds",
+        "epochs",
+        "calibration_error_edges",
+        "val_loss_nats",
+    ]
     return pd.DataFrame(rows, columns=columns).sort_values(["method", "seed"], ignore_index=True)
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe007b
@@ -59,42 +97,67 @@ def tests(found: pd.DataFrame) -> tuple[pd.DataFrame | None, str]:
     "alpha* and the ensemble, sampled minus faithful, as one family; None for fewer than 2 seeds. And a sentence on left-out seeds."
     wide, note = complete(found.pivot(index="seed", columns="system", values="accuracy_percent"))
     pairs = [(f"sampled, {what}", f"faithful, {what}") for what in ("optimum", "ensemble")]
-    if len(wide) < 2 or not {name for pair in pairs for name in pair} <= set(wide): return None, note
+    if len(wide) < 2 or not {name for pair in pairs for name in pair} <= set(wide):
+        return None, note
     return holm(pd.concat([paired_tests(wide[[a, b]], b) for a, b in pairs])).reset_index(), note
+
 
 def sentences(rows: pd.DataFrame, trained: pd.DataFrame) -> list[str]:
     "Accuracy, calibration and seconds of both methods, with their intervals."
     by, said = rows.set_index("system"), []
     for what, name in (("optimum", "alpha*"), ("ensemble", "the ensemble")):
-        parts = [f"{within(by.loc[f'{m}, {what}'], 'accuracy_percent', 1, ' %')} after the {m} search (n = "
-                 f"{int(by.loc[f'{m}, {what}', 'n'])})" for m in METHODS if f"{m}, {what}" in by.index]
-        if parts: said.append(f"The test accuracy of {name} is {' and '.join(parts)}.")
-    errors = {m: pd.Series(spread_of(part["calibration_error_edges"], "error")) for m, part in trained.groupby("method")}
-    if errors: said.append("The calibration error is "
-                           + " and ".join(f"{within(e, 'error', 2, ' edges')} ({m})" for m, e in errors.items())
-                           + ("; intervals are of 95 %." if rows["n"].max() > 1 else "."))
+        parts = [
+            f"{within(by.loc[f'{m}, {what}'], 'accuracy_percent', 1, ' %')} after the {m} search (n = "
+            f"{int(by.loc[f'{m}, {what}', 'n'])})"
+            for m in METHODS
+            if f"{m}, {what}" in by.index
+        ]
+        if parts:
+            said.append(f"The test accuracy of {name} is {' and '.join(parts)}.")
+    errors = {
+        m: pd.Series(spread_of(part["calibration_error_edges"], "error"))
+        for m, part in trained.groupby("method")
+    }
+    if errors:
+        said.append(
+            "The calibration error is "
+            + " and ".join(f"{within(e, 'error', 2, ' edges')} ({m})" for m, e in errors.items())
+            + ("; intervals are of 95 %." if rows["n"].max() > 1 else ".")
+        )
     ends = [f"{m}, ensemble" for m in METHODS]
-    if set(ends) <= set(by.index): said.append(f"Both searches of the sampled method took "
-                                               f"{by.loc[ends[1], 'search_seconds'] / by.loc[ends[0], 'search_seconds']:.2f} of the "
-                                               f"faithful ones' seconds, in the mean.")
+    if set(ends) <= set(by.index):
+        said.append(
+            f"Both searches of the sampled method took "
+            f"{by.loc[ends[1], 'search_seconds'] / by.loc[ends[0], 'search_seconds']:.2f} of the "
+            f"faithful ones' seconds, in the mean."
+        )
     return said
 
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe008
 def result(records: Records, published: dict) -> Result | None:
     "Quality of alpha*, calibration, accuracy of the ensemble, at what seconds."
     found = frame_of(systems_of(records, "relaxation"))
-    if found.empty: return None
-    trained = {name: hypernetworks(records, variant, found["seed"]) for name, variant in METHODS.items()}
+    if found.empty:
+        return None
+    trained = {
+        name: hypernetworks(records, variant, found["seed"]) for name, variant in METHODS.items()
+    }
     controlled = control(trained)
-    rows = [{"system": name} | accuracy_of(group["accuracy_percent"]) | spread_of(group["nll_nats"], "nll_nats")
-            | spread_of(group["search_seconds"], "search_seconds") for name, group in found.groupby("system")]
+    rows = [
+        {"system": name}
+        | accuracy_of(group["accuracy_percent"])
+        | spread_of(group["nll_nats"], "nll_nats")
+        | spread_of(group["search_seconds"], "search_seconds")
+        for name, group in found.groupby("system")
+    ]
     tables = {"relaxation": pd.DataFrame(rows), "relaxation_control": controlled}
     compared, left_out = tests(found)
     said = sentences(tables["relaxation"], controlled)
     if compared is not None:
         tables["relaxation_tests"] = compared
         said.append(verdict(compared, "the faithful search"))
-    if left_out: said.append("Of the tests:" + left_out)
+    if left_out:
+        said.append("Of the tests:" + left_out)
     n = " and ".join(f"{counted(len(rs))} ({name})" for name, rs in trained.items())
     caption = f"Edges shared with alpha* against lambda (edges) after a faithful and a sampled search of about equal seconds; a line a seed (drawn a little apart), dotted: as asked; n = {n}."
     sources = systems_of(records, "relaxation") + [r for rs in trained.values() for r in rs]
@@ -103,14 +166,28 @@ def result(records: Records, published: dict) -> Result | None:
 # %% ../../nbs/experiments/relaxation.ipynb #c4fe010
 def relaxation_figure(trained: dict[str, list[dict]]) -> Figure:
     "The control of both methods; lines are seeds."
-    styles = seed_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
+    styles = seed_line_styles(r["inputs"]["seed"] for found in trained.values() for r in found)
     fig, axes = figure(1, 2, 3.6, 3.0, sharey=True)
     for ax, (name, found) in zip(axes, trained.items()):
-        frame = calibration(found) if found else pd.DataFrame({"seed": [], "lambda": [], "shared_edges": []})
+        frame = (
+            calibration(found)
+            if found
+            else pd.DataFrame({"seed": [], "lambda": [], "shared_edges": []})
+        )
         ax.plot([0, frame["lambda"].max()], [0, frame["lambda"].max()], ":", color="0.5")
         for seed, group in frame.groupby("seed"):
-            ax.plot(group["lambda"], group["shared_edges"] + 0.03 * list(styles).index(seed), marker="o", ms=3, lw=1, **styles[seed])
+            ax.plot(
+                group["lambda"],
+                group["shared_edges"] + 0.03 * list(styles).index(seed),
+                marker="o",
+                ms=3,
+                lw=1,
+                **styles[seed],
+            )
         ax.set(title=name, xlabel="lambda: edges asked for")
     axes[0].set_ylabel("edges shared with alpha*")
-    fig.legend(handles=[axes[1].plot([], [], **style)[0] for style in styles.values()], loc="outside right center")
+    fig.legend(
+        handles=[axes[1].plot([], [], **style)[0] for style in styles.values()],
+        loc="outside right center",
+    )
     return fig

@@ -12,13 +12,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
-from .speed import counted, spread_of, within
-from ..pipeline import Plan
-from ..profiles import Shop
-from ..records import Records, all_records
-from ..report import Result, accuracy_of, figure, systems_of
+from ..report.frames import accuracy_of, spread_of, systems_of
+from ..report.page import Result
+from ..report.phrases import counted, within
+from ..report.plots import figure
 from ..statistics import MARGINS, holm, paired_tests, summary, verdict
-from ..tasks import Task, genotype_of
+from ..study.pipeline import Plan
+from ..study.records import Records, all_records
+from ..study.tasks import Task, genotype_of
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['TITLE', 'SYSTEMS', 'REFERENCE', 'METRICS', 'plans', 'shifted', 'kept', 'clean', 'frame', 'table', 'tests', 'band',
@@ -30,18 +32,23 @@ SYSTEMS = ("DARTS", "Random-NES", "DartsEns", "DeepEns", "DeepEns-N", "EdgeNES")
 REFERENCE = "EdgeNES"
 METRICS = ("accuracy_percent", "nll_nats", "brier", "ece")
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
-    "One plan a system."
-    return [shifted(shop, seed, name) for name in SYSTEMS]
 
-def shifted(shop: Shop, seed: int, name: str) -> Plan:
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
+    "One plan a system."
+    return [shifted(workspace, seed, name) for name in SYSTEMS]
+
+
+def shifted(workspace: Workspace, seed: int, name: str) -> Plan:
     "The members that T2 chose, on corrupted images."
-    record = yield from quality.system(shop, seed, name)
-    pool = [(genotype_of(edges, shop.profile.space), s) for edges, s in record["inputs"]["pool"]]
+    record = yield from quality.system(workspace, seed, name)
+    pool = [
+        (genotype_of(edges, workspace.profile.space), s) for edges, s in record["inputs"]["pool"]
+    ]
     members = tuple(pool[i] for i in record["results"]["chosen"])
     task = Task("shift", seed, system=name, pool=members)
-    if task.done(shop) is None: yield list(dict.fromkeys(task.retrainings()))
-    found, = yield [task]
+    if task.done(workspace) is None:
+        yield list(dict.fromkeys(task.retrainings()))
+    (found,) = yield [task]
     return found
 
 # %% ../../nbs/experiments/shift.ipynb #a556008
@@ -49,22 +56,41 @@ def kept(records: Records) -> tuple[list[dict], str]:
     "The shift records on the number of images that most have, the larger one where it is a draw; and a sentence on the others."
     found = [r for r in all_records(records, "shift") if r["inputs"]["system"] in SYSTEMS]
     sizes = [r["results"]["images"] for r in found]
-    if not found: return [], ""
+    if not found:
+        return [], ""
     size = max(set(sizes), key=lambda s: (sizes.count(s), s))
     same = [r for r in found if r["results"]["images"] == size]
-    return same, f" {len(found) - len(same)} records on another number of images are left out." if len(same) < len(found) else ""
+    return (
+        same,
+        f" {len(found) - len(same)} records on another number of images are left out."
+        if len(same) < len(found)
+        else "",
+    )
+
 
 def clean(records: Records, shifted: list[dict]) -> list[dict]:
     "The T2 records of the same members, on the clean test split."
     members = {(r["inputs"]["system"], r["inputs"]["seed"]): r["inputs"]["pool"] for r in shifted}
     chosen = lambda r: [r["inputs"]["pool"][i] for i in r["results"]["chosen"]]
-    return [r for r in systems_of(records, "quality") if members.get((r["inputs"]["system"], r["inputs"]["seed"])) == chosen(r)]
+    return [
+        r
+        for r in systems_of(records, "quality")
+        if members.get((r["inputs"]["system"], r["inputs"]["seed"])) == chosen(r)
+    ]
+
 
 def frame(shifted: list[dict], whole: list[dict]) -> pd.DataFrame:
     "One row a system, seed, corruption and severity; clean images have severity 0 and no corruption."
     of = lambda r: {"system": r["inputs"]["system"], "seed": r["inputs"]["seed"]}
-    return pd.DataFrame([of(r) | row for r in shifted for row in r["results"]["rows"]]
-                        + [of(r) | {"corruption": "", "severity": 0} | {m: r["results"]["test"][m] for m in METRICS} for r in whole])
+    return pd.DataFrame(
+        [of(r) | row for r in shifted for row in r["results"]["rows"]]
+        + [
+            of(r)
+            | {"corruption": "", "severity": 0}
+            | {m: r["results"]["test"][m] for m in METRICS}
+            for r in whole
+        ]
+    )
 
 # %% ../../nbs/experiments/shift.ipynb #a556008b
 def table(found: pd.DataFrame) -> pd.DataFrame:
@@ -72,48 +98,82 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     each, rows = found[found["severity"] > 0].groupby(["system", "seed"])[list(METRICS)].mean(), []
     whole = found[found["severity"] == 0].groupby("system")["accuracy_percent"].mean()
     for name in SYSTEMS:
-        if name not in each.index: continue
-        rows.append({"system": name} | accuracy_of(each.loc[name, "accuracy_percent"])
-                    | {k: v for m in METRICS[1:] for k, v in spread_of(each.loc[name, m], m).items()}
-                    | {"clean_accuracy_percent": whole.get(name, float("nan"))})
+        if name not in each.index:
+            continue
+        rows.append(
+            {"system": name}
+            | accuracy_of(each.loc[name, "accuracy_percent"])
+            | {k: v for m in METRICS[1:] for k, v in spread_of(each.loc[name, m], m).items()}
+            | {"clean_accuracy_percent": whole.get(name, float("nan"))}
+        )
     return pd.DataFrame(rows)
+
 
 def tests(found: pd.DataFrame, metric: str = "accuracy_percent") -> tuple[pd.DataFrame | None, str]:
     "Every system against EdgeNES over the seeds that both have, one family; None without such pairs. And a sentence on seeds that a system lacks."
     wide = found[found["severity"] > 0].groupby(["seed", "system"])[metric].mean().unstack()
-    if REFERENCE not in wide or wide.shape[1] < 2: return None, ""
-    pairs = {name: wide[[name, REFERENCE]].dropna() for name in SYSTEMS if name in wide and name != REFERENCE}
-    few = [f"{name} ({len(pair)} of {len(wide)})" for name, pair in pairs.items() if len(pair) < len(wide)]
-    rows = [paired_tests(pair, REFERENCE, MARGINS.get(metric, MARGINS["accuracy_percent"])) for pair in pairs.values() if len(pair) > 1]
-    note = f" Seeds shared with {REFERENCE}: {', '.join(few)}; a system with fewer than two is not tested." if few else ""
+    if REFERENCE not in wide or wide.shape[1] < 2:
+        return None, ""
+    pairs = {
+        name: wide[[name, REFERENCE]].dropna()
+        for name in SYSTEMS
+        if name in wide and name != REFERENCE
+    }
+    few = [
+        f"{name} ({len(pair)} of {len(wide)})"
+        for name, pair in pairs.items()
+        if len(pair) < len(wide)
+    ]
+    rows = [
+        paired_tests(pair, REFERENCE, MARGINS.get(metric, MARGINS["accuracy_percent"]))
+        for pair in pairs.values()
+        if len(pair) > 1
+    ]
+    note = (
+        f" Seeds shared with {REFERENCE}: {', '.join(few)}; a system with fewer than two is not tested."
+        if few
+        else ""
+    )
     return (holm(pd.concat(rows)).reset_index() if rows else None), note
 
 # %% ../../nbs/experiments/shift.ipynb #a556009
 def band(ax: Any, wide: pd.DataFrame, **style: Any) -> None:
     "A line of means over seeds with its interval and a thin line a seed; one row a seed, one column a severity."
     s = pd.DataFrame({severity: summary(wide[severity].dropna()) for severity in wide}).T
-    for _, row in wide.iterrows(): ax.plot(wide.columns, row, lw=0.6, alpha=0.55, color=style["color"])
+    for _, row in wide.iterrows():
+        ax.plot(wide.columns, row, lw=0.6, alpha=0.55, color=style["color"])
     ax.fill_between(s.index, s["ci_low"], s["ci_high"], alpha=0.2, lw=0, color=style["color"])
     ax.plot(s.index, s["mean"], lw=1.8, ms=4, **style)
+
 
 def shift_figure(found: pd.DataFrame) -> Figure:
     "A column a rival, against EdgeNES: accuracy, the paired difference in accuracy, and calibration error against severity."
     there = [name for name in SYSTEMS if name in set(found["system"])]
-    of = lambda name, metric: found[found["system"] == name].groupby(["seed", "severity"])[metric].mean().unstack()
+    of = lambda name, metric: (
+        found[found["system"] == name].groupby(["seed", "severity"])[metric].mean().unstack()
+    )
     rivals = [name for name in there if name != REFERENCE] or there
     fig, axes = figure(3, len(rivals), 2.1, 2.0, sharex=True, sharey="row", squeeze=False)
     one, other = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
     for (top, middle, bottom), name in zip(axes.T, rivals):
         for ax, metric in ((top, "accuracy_percent"), (bottom, "ece")):
-            if REFERENCE in there: band(ax, of(REFERENCE, metric), color=one, marker="o", ls="-", label=REFERENCE)
-            if name != REFERENCE: band(ax, of(name, metric), color=other, marker="s", ls="--", label="the rival")
+            if REFERENCE in there:
+                band(ax, of(REFERENCE, metric), color=one, marker="o", ls="-", label=REFERENCE)
+            if name != REFERENCE:
+                band(ax, of(name, metric), color=other, marker="s", ls="--", label="the rival")
         middle.axhline(0, color=one, lw=1.2)
         if REFERENCE in there and name != REFERENCE:
-            apart = (of(name, "accuracy_percent") - of(REFERENCE, "accuracy_percent")).dropna(how="all").dropna(axis=1, how="all")
-            if len(apart): band(middle, apart, color=other, marker="s", ls="--")
+            apart = (
+                (of(name, "accuracy_percent") - of(REFERENCE, "accuracy_percent"))
+                .dropna(how="all")
+                .dropna(axis=1, how="all")
+            )
+            if len(apart):
+                band(middle, apart, color=other, marker="s", ls="--")
         top.set_title(name)
         bottom.set(xlabel="severity", xticks=sorted(found["severity"].unique()))
-    for ax, label in zip(axes[:, 0], ("test accuracy (%)", f"minus {REFERENCE} (points)", "ECE")): ax.set_ylabel(label)
+    for ax, label in zip(axes[:, 0], ("test accuracy (%)", f"minus {REFERENCE} (points)", "ECE")):
+        ax.set_ylabel(label)
     axes[0, -1].legend(loc="upper right")
     return fig
 
@@ -121,27 +181,56 @@ def shift_figure(found: pd.DataFrame) -> Figure:
 def result(records: Records, published: dict) -> Result | None:
     "Means under corruption, tests of accuracy and NLL against EdgeNES, and a table by corruption."
     shifted, others = kept(records)
-    if not shifted: return None
+    if not shifted:
+        return None
     whole = clean(records, shifted)
     found, images = frame(shifted, whole), shifted[0]["results"]["images"]
     rows, under = table(found), found[found["severity"] > 0]
-    parts = [under[under["system"] == name].groupby(["corruption", "seed"])["accuracy_percent"].mean().groupby("corruption").apply(lambda v, name=name: pd.Series(accuracy_of(v))).unstack().assign(system=name) for name in rows["system"]]
-    tables, by = {"shift": rows, "shift_by_corruption": pd.concat(parts).set_index("system", append=True).reset_index()}, rows.set_index("system")
+    parts = [
+        under[under["system"] == name]
+        .groupby(["corruption", "seed"])["accuracy_percent"]
+        .mean()
+        .groupby("corruption")
+        .apply(lambda v, name=name: pd.Series(accuracy_of(v)))
+        .unstack()
+        .assign(system=name)
+        for name in rows["system"]
+    ]
+    tables, by = (
+        {
+            "shift": rows,
+            "shift_by_corruption": pd.concat(parts).set_index("system", append=True).reset_index(),
+        },
+        rows.set_index("system"),
+    )
     best = by["accuracy_percent"].idxmax()
     said_of = lambda name: f"{name} {within(by.loc[name], 'accuracy_percent', 1, ' %')}"
     counts = by["n"].astype(int)
-    n = counted(counts.iloc[0]) if counts.nunique() == 1 else ", ".join(f"{counted(k)} ({name})" for name, k in counts.items())
+    n = (
+        counted(counts.iloc[0])
+        if counts.nunique() == 1
+        else ", ".join(f"{counted(k)} ({name})" for name, k in counts.items())
+    )
     kinds, levels = under["corruption"].nunique(), under["severity"].nunique()
-    said = [f"Over {kinds} corruptions at {levels} severities of {images:,} test images {said_of(best)} has the highest mean accuracy"
-            + (f"; {said_of(REFERENCE)}" if best != REFERENCE and REFERENCE in by.index else "")
-            + f" (n = {n}{', 95 % intervals' if by['n'].max() > 1 else ''})." + others]
-    for metric, name, unit in (("accuracy_percent", "accuracy", "points"), ("nll_nats", "NLL", "nats")):
+    said = [
+        f"Over {kinds} corruptions at {levels} severities of {images:,} test images {said_of(best)} has the highest mean accuracy"
+        + (f"; {said_of(REFERENCE)}" if best != REFERENCE and REFERENCE in by.index else "")
+        + f" (n = {n}{', 95 % intervals' if by['n'].max() > 1 else ''})."
+        + others
+    ]
+    for metric, name, unit in (
+        ("accuracy_percent", "accuracy", "points"),
+        ("nll_nats", "NLL", "nats"),
+    ):
         compared, note = tests(found, metric)
         if compared is not None:
             tables["shift_tests" if name == "accuracy" else "shift_tests_nll"] = compared
             said.append(verdict(compared, REFERENCE, unit, f"mean {name} under corruption"))
-        if name == "accuracy" and note: said.append(note.strip())
-    caption = (f"Accuracy, its difference from {REFERENCE} by seed, and calibration error (ECE) against severity, means over {kinds} "
-               f"corruptions, each column one rival; thin lines are seeds, bands 95 % BCa intervals; "
-               f"{images:,} images under corruption{', severity 0: the clean test split' if whole else ''}; n = {n}.")
+        if name == "accuracy" and note:
+            said.append(note.strip())
+    caption = (
+        f"Accuracy, its difference from {REFERENCE} by seed, and calibration error (ECE) against severity, means over {kinds} "
+        f"corruptions, each column one rival; thin lines are seeds, bands 95 % BCa intervals; "
+        f"{images:,} images under corruption{', severity 0: the clean test split' if whole else ''}; n = {n}."
+    )
     return Result(said, tables, {"shift": (shift_figure(found), caption)}, shifted + whole)

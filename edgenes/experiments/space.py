@@ -17,14 +17,16 @@ from matplotlib.patches import Ellipse
 from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS
 
-from .control import hypernetworks, seed_styles, spread
+from .control import hypernetworks
 from ..genotype import Genotype, SearchSpace
-from ..pipeline import Plan
-from ..profiles import Shop
-from ..records import Records
-from ..report import Result, figure
+from ..neighbours import deviate, random_genotype
+from ..report.page import Result
+from ..report.plots import figure, seed_styles, spread
 from ..statistics import summary
-from ..tasks import hypernetwork_of, optimum_in
+from ..study.pipeline import Plan
+from ..study.records import Records
+from ..study.tasks import hypernetwork_of, optimum_in
+from ..study.workspace import Workspace
 
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'counts', 'cloud', 'contour', 'plane', 'space_figure', 'visited', 'path_of', 'result']
@@ -32,9 +34,11 @@ __all__ = ['TITLE', 'plans', 'counts', 'cloud', 'contour', 'plane', 'space_figur
 # %% ../../nbs/experiments/space.ipynb #e1fc006
 TITLE = "F1: the space of architectures"
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
+
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
     "Nothing to run."
     return []
+
 
 def counts(space: SearchSpace) -> list[int]:
     "How many genotypes share 0 .. Lambda edges with a given one, exactly."
@@ -43,60 +47,144 @@ def counts(space: SearchSpace) -> list[int]:
     for _, node in space.places:
         # a node chooses k of its sources, each with an operation; s of the k (source, operation) pairs are those of alpha*
         sources = node
-        ways = [comb(k, s) * sum(comb(k - s, b) * (o - 1) ** b * comb(sources - k, k - s - b) * o ** (k - s - b) for b in range(k - s + 1))
-                for s in range(k + 1)]
+        ways = [
+            comb(k, s)
+            * sum(
+                comb(k - s, b) * (o - 1) ** b * comb(sources - k, k - s - b) * o ** (k - s - b)
+                for b in range(k - s + 1)
+            )
+            for s in range(k + 1)
+        ]
         found = np.convolve(found, np.array(ways, dtype=object))
     return [int(x) for x in found]
 
 # %% ../../nbs/experiments/space.ipynb #e1fc009
-def cloud(optimum: Genotype, path: list[Genotype], each: int = 40, seed: int = 0) -> tuple[pd.DataFrame, float]:
+def cloud(
+    optimum: Genotype, path: list[Genotype], each: int = 40, seed: int = 0
+) -> tuple[pd.DataFrame, float]:
     "Positions on a plane of the optimum, of `each` genotypes at every distance, and of a path; and the stress: root of the squared errors of all distances over the squared distances."
     space = optimum.space
-    drawn = [(shared, optimum.deviate(shared, 1000 * seed + i)) for shared in range(space.max_shared) for i in range(each)]
+    drawn = [
+        (shared, deviate(optimum, shared, 1000 * seed + i))
+        for shared in range(space.max_shared)
+        for i in range(each)
+    ]
     everyone = [optimum, *(g for _, g in drawn), *path]
-    distance = np.array([[space.max_shared - a.shared_edges(b) for b in everyone] for a in everyone], dtype=float)
-    new = "init" in signature(MDS).parameters  # scikit-learn for Python 3.10 has another name for the same, and starts at random anyway
-    given: dict[str, Any] = {"metric": "precomputed", "init": "random"} if new else {"dissimilarity": "precomputed"}
+    distance = np.array(
+        [[space.max_shared - a.shared_edges(b) for b in everyone] for a in everyone], dtype=float
+    )
+    new = (
+        "init" in signature(MDS).parameters
+    )  # scikit-learn for Python 3.10 has another name for the same, and starts at random anyway
+    given: dict[str, Any] = (
+        {"metric": "precomputed", "init": "random"} if new else {"dissimilarity": "precomputed"}
+    )
     place = MDS(2, n_init=1, random_state=seed, max_iter=300, **given).fit_transform(distance)
     asked, kept = squareform(distance), pdist(place)
     kind = ["alpha*"] + ["random"] * len(drawn) + ["path"] * len(path)
-    frame = pd.DataFrame({"x": place[:, 0] - place[0, 0], "y": place[:, 1] - place[0, 1], "kind": kind,
-                          "shared_edges": [optimum.shared_edges(g) for g in everyone]})
+    frame = pd.DataFrame(
+        {
+            "x": place[:, 0] - place[0, 0],
+            "y": place[:, 1] - place[0, 1],
+            "kind": kind,
+            "shared_edges": [optimum.shared_edges(g) for g in everyone],
+        }
+    )
     return frame, float(np.sqrt(((asked - kept) ** 2).sum() / (asked**2).sum()))
+
 
 def contour(frame: pd.DataFrame) -> tuple[np.ndarray, float, float]:
     "Semi-axes (two, at distance 1) and angle (degrees) of the ellipses of equal distance from alpha*: the quadratic form of the plane that fits the squared distances best. And its correlation with the distances."
     part = frame[frame["kind"] == "random"]
-    x, y, distance = part["x"].to_numpy(), part["y"].to_numpy(), frame["shared_edges"].max() - part["shared_edges"].to_numpy()
+    x, y, distance = (
+        part["x"].to_numpy(),
+        part["y"].to_numpy(),
+        frame["shared_edges"].max() - part["shared_edges"].to_numpy(),
+    )
     terms = np.column_stack([x * x, 2 * x * y, y * y])
     a, b, c = np.linalg.lstsq(terms, distance.astype(float) ** 2, rcond=None)[0]
     values, axes = np.linalg.eigh([[a, b], [b, c]])
     fitted = np.sqrt(np.maximum(terms @ [a, b, c], 0))
-    return np.maximum(values, 0.01 * values.max()) ** -0.5, float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0]))), float(np.corrcoef(fitted, distance)[0, 1])
+    return (
+        np.maximum(values, 0.01 * values.max()) ** -0.5,
+        float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0]))),
+        float(np.corrcoef(fitted, distance)[0, 1]),
+    )
 
 # %% ../../nbs/experiments/space.ipynb #e1fc011
 def plane(ax: Any, frame: pd.DataFrame, colours: list) -> None:
     "Genotypes around alpha*, ellipses of equal distance, the region from lambda_1 to lambda_2, and the path."
-    drawn, path, (axes, angle, _) = frame[frame["kind"] == "random"], frame[frame["kind"] == "path"], contour(frame)
+    drawn, path, (axes, angle, _) = (
+        frame[frame["kind"] == "random"],
+        frame[frame["kind"] == "path"],
+        contour(frame),
+    )
     top = int(frame["shared_edges"].max())
     ends = (1, top - 1) if top > 2 else (0, top - 1)
-    ellipse = lambda shared, **style: Ellipse((0, 0), *(2 * (top - shared) * axes), angle=angle, **style)
-    reach = 1.15 * max(np.abs(ellipse(0).get_verts()).max(), frame[["x", "y"]].abs().to_numpy().max())
-    for shared, colour in zip(ends, ("#fbe9b7", "white")): ax.add_patch(ellipse(shared, facecolor=colour, edgecolor="none", zorder=0.6))
+    ellipse = lambda shared, **style: Ellipse(
+        (0, 0), *(2 * (top - shared) * axes), angle=angle, **style
+    )
+    reach = 1.15 * max(
+        np.abs(ellipse(0).get_verts()).max(), frame[["x", "y"]].abs().to_numpy().max()
+    )
+    for shared, colour in zip(ends, ("#fbe9b7", "white")):
+        ax.add_patch(ellipse(shared, facecolor=colour, edgecolor="none", zorder=0.6))
     for shared, part in drawn.groupby("shared_edges"):
-        ax.add_patch(ellipse(shared, fill=False, edgecolor=colours[shared], lw=1.4, ls="--", zorder=1))
-        ax.scatter(part["x"], part["y"], s=11, color=colours[shared], alpha=0.75, linewidths=0, zorder=2, label=f"distance {top - shared}: shares {shared}")
+        ax.add_patch(
+            ellipse(shared, fill=False, edgecolor=colours[shared], lw=1.4, ls="--", zorder=1)
+        )
+        ax.scatter(
+            part["x"],
+            part["y"],
+            s=11,
+            color=colours[shared],
+            alpha=0.75,
+            linewidths=0,
+            zorder=2,
+            label=f"distance {top - shared}: shares {shared}",
+        )
     if len(path):
-        ax.plot(path["x"], path["y"], "-", color="black", lw=1.1, zorder=2.5, label="path of h(lambda)")
-        ax.scatter(path["x"], path["y"], s=26, color=[colours[s] for s in path["shared_edges"]], edgecolors="black", zorder=3)
-    ax.scatter(0, 0, marker="*", s=170, color="crimson", edgecolors="white", zorder=4, label="alpha*")
+        ax.plot(
+            path["x"], path["y"], "-", color="black", lw=1.1, zorder=2.5, label="path of h(lambda)"
+        )
+        ax.scatter(
+            path["x"],
+            path["y"],
+            s=26,
+            color=[colours[s] for s in path["shared_edges"]],
+            edgecolors="black",
+            zorder=3,
+        )
+    ax.scatter(
+        0, 0, marker="*", s=170, color="crimson", edgecolors="white", zorder=4, label="alpha*"
+    )
     for name, shared, side in zip(("lambda_1", "lambda_2"), ends, (-1, 1)):
-        outline, corner = np.asarray(ellipse(shared).get_verts()), np.array([side, -1]) * 0.97 * reach
-        ax.annotate(f"{name} = {shared}", outline[np.argmin(((outline - corner) ** 2).sum(1))], xytext=corner,
-                    ha="left" if side < 0 else "right", va="bottom", fontsize=9, zorder=5,
-                    arrowprops={"arrowstyle": "->", "color": "0.2"}, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    ax.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), title="genotypes around alpha*")
-    ax.legend(fontsize=7.5, loc="upper right", bbox_to_anchor=(0, 1), frameon=False)  # beside the plane: the path may go anywhere
+        outline, corner = (
+            np.asarray(ellipse(shared).get_verts()),
+            np.array([side, -1]) * 0.97 * reach,
+        )
+        ax.annotate(
+            f"{name} = {shared}",
+            outline[np.argmin(((outline - corner) ** 2).sum(1))],
+            xytext=corner,
+            ha="left" if side < 0 else "right",
+            va="bottom",
+            fontsize=9,
+            zorder=5,
+            arrowprops={"arrowstyle": "->", "color": "0.2"},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    ax.set(
+        xticks=[],
+        yticks=[],
+        aspect="equal",
+        xlim=(-reach, reach),
+        ylim=(-reach, reach),
+        title="genotypes around alpha*",
+    )
+    ax.legend(
+        fontsize=7.5, loc="upper right", bbox_to_anchor=(0, 1), frameon=False
+    )  # beside the plane: the path may go anywhere
 
 # %% ../../nbs/experiments/space.ipynb #e1fc018
 def space_figure(frame: pd.DataFrame, many: list[int], paths: pd.DataFrame) -> Figure:
@@ -106,14 +194,32 @@ def space_figure(frame: pd.DataFrame, many: list[int], paths: pd.DataFrame) -> F
     colours = sns.color_palette("viridis", top + 1)
     plane(axes[0], frame, colours)
     axes[1].bar(range(top + 1), many, color=colours, alpha=0.75)
-    for i, m in enumerate(many): axes[1].annotate(f"{m:,}", (i, m * 1.6), ha="center", va="bottom", fontsize=8)
+    for i, m in enumerate(many):
+        axes[1].annotate(f"{m:,}", (i, m * 1.6), ha="center", va="bottom", fontsize=8)
     styles = seed_styles(paths["seed"].unique()) if len(paths) else {}
     for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.33)):
         part = paths[paths["seed"] == seed]
-        axes[1].plot(part["shared_edges"] + apart, part["genotypes"], ls="none", ms=4.5, mec="white", mew=0.5, label=f"path, seed {seed}", **style)
-    axes[1].set(yscale="log", ylim=(0.6, 5 * max(many)), xlabel="edges shared with alpha*", ylabel="number of genotypes (log)", xticks=range(top + 1))
-    if styles: axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7.5)
+        axes[1].plot(
+            part["shared_edges"] + apart,
+            part["genotypes"],
+            ls="none",
+            ms=4.5,
+            mec="white",
+            mew=0.5,
+            label=f"path, seed {seed}",
+            **style,
+        )
+    axes[1].set(
+        yscale="log",
+        ylim=(0.6, 5 * max(many)),
+        xlabel="edges shared with alpha*",
+        ylabel="number of genotypes (log)",
+        xticks=range(top + 1),
+    )
+    if styles:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7.5)
     return fig
+
 
 def visited(found: list[dict], values: int = 17) -> pd.DataFrame:
     "One row a seed and number of shared edges: how many different genotypes the hypernetwork has there, over evenly spaced lambdas from 0 to Lambda."
@@ -121,8 +227,12 @@ def visited(found: list[dict], values: int = 17) -> pd.DataFrame:
     for r in found:
         optimum, path = optimum_in(r), path_of(r, values)
         shared = [optimum.shared_edges(g) for g in dict.fromkeys(path)]
-        rows += [{"seed": r["inputs"]["seed"], "shared_edges": s, "genotypes": shared.count(s)} for s in sorted(set(shared))]
+        rows += [
+            {"seed": r["inputs"]["seed"], "shared_edges": s, "genotypes": shared.count(s)}
+            for s in sorted(set(shared))
+        ]
     return pd.DataFrame(rows)
+
 
 def path_of(record: dict, values: int = 17) -> list[Genotype]:
     "The genotypes of a hypernetwork at evenly spaced lambdas from 0 to Lambda."
@@ -133,25 +243,54 @@ def path_of(record: dict, values: int = 17) -> list[Genotype]:
 def result(records: Records, published: dict) -> Result | None:
     "The counts, the plane with the path of the first hypernetwork that there is, and what all of them meet."
     found = sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"])
-    optimum, path = (optimum_in(found[0]), path_of(found[0])) if found else (Genotype.random(SearchSpace(), 0), [])
+    optimum, path = (
+        (optimum_in(found[0]), path_of(found[0]))
+        if found
+        else (random_genotype(SearchSpace(), 0), [])
+    )
     many, paths = counts(optimum.space), visited(found)
     frame, stress = cloud(optimum, path)
     far = sum(many[: len(many) // 2]) / sum(many)
-    said = [f"Of {sum(many):,} genotypes {many[0]:,} share no edge with alpha* and {many[-2]:,} share all but one: {100 * far:.1f} % share "
-            f"fewer than {len(many) // 2}. A random draw is far from alpha*; to come near it, it has to be steered.",
-            f"The plane keeps distances between genotypes with a stress of {stress:.2f} (0: exactly), and the ellipses have a correlation "
-            f"of {contour(frame)[2]:.2f} with the distances from alpha*: "
-            "how far a genotype is from alpha* can be read off the picture better than how far two are from one another."]
+    said = [
+        f"Of {sum(many):,} genotypes {many[0]:,} share no edge with alpha* and {many[-2]:,} share all but one: {100 * far:.1f} % share "
+        f"fewer than {len(many) // 2}. A random draw is far from alpha*; to come near it, it has to be steered.",
+        f"The plane keeps distances between genotypes with a stress of {stress:.2f} (0: exactly), and the ellipses have a correlation "
+        f"of {contour(frame)[2]:.2f} with the distances from alpha*: "
+        "how far a genotype is from alpha* can be read off the picture better than how far two are from one another.",
+    ]
     if len(paths):
         s, n = summary(paths.groupby("seed")["genotypes"].sum()), len(found)
-        said.append(f"The path of a hypernetwork has {s['mean']:.1f} different genotypes at {len(path)} values of lambda"
-                    + (f" (95 % interval {s['ci_low']:.1f} to {s['ci_high']:.1f}; n = {n} seeds)." if n > 1 else " (one seed)."))
-    tables = {"F1": pd.DataFrame({"shared_edges": range(len(many)), "genotypes": many,
-                                  "share": np.array(many) / sum(many)})} | ({"F1_paths": paths} if len(paths) else {})
-    caption = (f"Left: n = {(frame['kind'] == 'random').sum()} genotypes, as many at each distance from alpha* (edges in which they "
-               f"differ), on a plane that keeps distances with a stress of {stress:.2f}; dashed: ellipses of equal distance, fitted; "
-               "shaded: from lambda_1 to lambda_2"
-               + (f"; black: the path of the hypernetwork of seed {found[0]['inputs']['seed']}, one of {len(found)}" if path else "")
-               + ". Right: how many genotypes there are, exactly, so without intervals"
-               + (f"; marks: how many different ones the path of each seed meets (n = {len(found)}, {len(path)} values of lambda)." if path else "."))
+        said.append(
+            f"The path of a hypernetwork has {s['mean']:.1f} different genotypes at {len(path)} values of lambda"
+            + (
+                f" (95 % interval {s['ci_low']:.1f} to {s['ci_high']:.1f}; n = {n} seeds)."
+                if n > 1
+                else " (one seed)."
+            )
+        )
+    tables = {
+        "F1": pd.DataFrame(
+            {
+                "shared_edges": range(len(many)),
+                "genotypes": many,
+                "share": np.array(many) / sum(many),
+            }
+        )
+    } | ({"F1_paths": paths} if len(paths) else {})
+    caption = (
+        f"Left: n = {(frame['kind'] == 'random').sum()} genotypes, as many at each distance from alpha* (edges in which they "
+        f"differ), on a plane that keeps distances with a stress of {stress:.2f}; dashed: ellipses of equal distance, fitted; "
+        "shaded: from lambda_1 to lambda_2"
+        + (
+            f"; black: the path of the hypernetwork of seed {found[0]['inputs']['seed']}, one of {len(found)}"
+            if path
+            else ""
+        )
+        + ". Right: how many genotypes there are, exactly, so without intervals"
+        + (
+            f"; marks: how many different ones the path of each seed meets (n = {len(found)}, {len(path)} values of lambda)."
+            if path
+            else "."
+        )
+    )
     return Result(said, tables, {"F1": (space_figure(frame, many, paths), caption)}, found)

@@ -5,96 +5,108 @@
 # %% ../../nbs/experiments/speed.ipynb #376b004
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from ..pipeline import Plan, ensemble, searched, seeded, trained
-from ..profiles import Profile, Shop
-from ..records import Records
-from ..report import Result, figure, frame_of, systems_of
+from ..algorithm import with_retraining_seeds
+from ..report.frames import complete, frame_of, spread_of, systems_of
+from ..report.page import Result
+from ..report.phrases import counted, within
+from ..report.plots import figure
 from ..search import lambda_grid
 from ..statistics import auc, holm, paired_tests, summary, verdict
-from ..tasks import Task, genotype_of
+from ..study.pipeline import Plan, ensemble, searched, trained
+from ..study.profiles import Profile
+from ..study.records import Records
+from ..study.tasks import Task, genotype_of
+from ..study.workspace import Workspace
 
 # %% auto #0
-__all__ = ['TITLE', 'SYSTEMS', 'AXES', 'spread_lambdas', 'plans', 'point', 'complete', 'spread_of', 'within', 'counted',
-           'seed_styles', 'curves', 'height', 'areas', 'thresholds', 'race', 'tests', 'starts', 'speed_figure',
-           'printed_tables', 'result']
+__all__ = ['TITLE', 'SYSTEMS', 'AXES', 'spread_lambdas', 'plans', 'point', 'curves', 'height', 'areas', 'thresholds', 'race',
+           'tests', 'starts', 'speed_figure', 'printed_tables', 'result']
 
 # %% ../../nbs/experiments/speed.ipynb #376b006
 TITLE = "F2: ensemble accuracy along the search"
 SYSTEMS = ("DartsEns", "EdgeNES")
+
 
 def spread_lambdas(profile: Profile) -> list[float]:
     "n values of lambda evenly spaced over [0, Lambda], on the grid of half edges that the log keeps."
     top, n = profile.space.max_shared, profile.members
     return [round(2 * top * i / max(n - 1, 1)) / 2 for i in range(n)]
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
-    "One plan a system and point."
-    return [point(shop, seed, name, step) for step in range(1, shop.profile.curve_points + 1) for name in SYSTEMS]
 
-def point(shop: Shop, seed: int, name: str, step: int) -> Plan:
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
+    "One plan a system and point."
+    return [
+        point(workspace, seed, name, step)
+        for step in range(1, workspace.profile.curve_points + 1)
+        for name in SYSTEMS
+    ]
+
+
+def point(workspace: Workspace, seed: int, name: str, step: int) -> Plan:
     "The ensemble of what a search had found by a point."
-    p = shop.profile
+    p = workspace.profile
     settings = p.darts if name == "DartsEns" else p.hyper
     epoch = round(step * settings.epochs / p.curve_points)
     so_far = lambda record: sum(entry["seconds"] for entry in record["results"]["log"][:epoch])
-    _, records = yield from searched(shop, seed, p.members if name == "DartsEns" else 1)
+    _, records = yield from searched(workspace, seed, p.members if name == "DartsEns" else 1)
     if name == "DartsEns":
-        found, places, iteration, seconds = [r["results"]["log"][epoch - 1]["genotypes"][0]
-                                             for r in records], None, p.members * epoch, sum(map(so_far, records))
+        found, places, iteration, seconds = (
+            [r["results"]["log"][epoch - 1]["genotypes"][0] for r in records],
+            None,
+            p.members * epoch,
+            sum(map(so_far, records)),
+        )
     else:
-        _, _, record, _ = yield from trained(shop, seed)
+        _, _, record, _ = yield from trained(workspace, seed)
         grid, lams = lambda_grid(p.space.max_shared), spread_lambdas(p)
         found = [record["results"]["log"][epoch - 1]["genotypes"][grid.index(lam)] for lam in lams]
-        places, iteration, seconds = [round(2 * lam) for lam in lams], epoch, records[0]["seconds"]["search"] + so_far(record)
-    pool = seeded(seed, [genotype_of(edges, p.space) for edges in found], places)
-    return (yield from ensemble(shop, Task("system", seed, experiment="speed", system=name, point=(("step", step), ("iteration", iteration)), pool=pool, search_seconds=seconds)))
-
-# %% ../../nbs/experiments/speed.ipynb #376b006b
-def complete(wide: pd.DataFrame,  # one row a seed
-             ) -> tuple[pd.DataFrame, str]:
-    "The seeds without a gap, and a sentence on those that are left out (empty where there is none)."
-    whole = wide.dropna()
-    lost = len(wide) - len(whole)
-    return whole, f" {lost} of {len(wide)} seeds lack{'s' if lost == 1 else ''} a run and {'is' if lost == 1 else 'are'} left out." if lost else ""
-
-def spread_of(values: pd.Series, name: str) -> dict[str, float]:
-    "Mean, SD and 95 % interval of what there is, as columns of a table; nan where there is nothing."
-    s = summary(values.dropna()) if values.notna().any() else dict.fromkeys(("mean", "sd", "ci_low", "ci_high"), float("nan"))
-    return {name: s["mean"], f"{name}_sd": s["sd"], f"{name}_ci_low": s["ci_low"], f"{name}_ci_high": s["ci_high"]}
-
-def within(row: pd.Series, name: str, digits: int = 1, unit: str = "") -> str:
-    "A mean of such a table with its interval, in words; without one for a single run."
-    stem = name if f"{name}_ci_low" in row else name.removesuffix("_percent")  # `accuracy_of` names them so
-    low, high = row[f"{stem}_ci_low"], row[f"{stem}_ci_high"]
-    return f"{row[name]:.{digits}f}{unit}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if np.isfinite(low) else "")
-
-def counted(n: int) -> str: return f"{n} seed{'' if n == 1 else 's'}"
-
-def seed_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
-    "How the line of each seed is drawn: a colour, and another dash where the colours are used up."
-    return {seed: {"color": sns.color_palette("colorblind")[i % 10], "ls": ("-", "--", "-.", ":")[i // 10 % 4], "label": f"seed {seed}"}
-            for i, seed in enumerate(sorted(set(seeds)))}
+        places, iteration, seconds = (
+            [round(2 * lam) for lam in lams],
+            epoch,
+            records[0]["seconds"]["search"] + so_far(record),
+        )
+    pool = with_retraining_seeds(seed, [genotype_of(edges, p.space) for edges in found], places)
+    return (
+        yield from ensemble(
+            workspace,
+            Task(
+                "system",
+                seed,
+                experiment="speed",
+                system=name,
+                point=(("step", step), ("iteration", iteration)),
+                pool=pool,
+                search_seconds=seconds,
+            ),
+        )
+    )
 
 # %% ../../nbs/experiments/speed.ipynb #376b007
 AXES = {"over iterations": "share_percent", "over total seconds": "total_seconds"}
 
+
 def curves(records: Records) -> tuple[pd.DataFrame, str]:
     "One row an ensemble, of the seeds with every point of both systems; and a sentence on the seeds that are left out."
     found = frame_of(systems_of(records, "speed"))
-    if found.empty: return found, ""
+    if found.empty:
+        return found, ""
     points = pd.MultiIndex.from_product([SYSTEMS, range(1, int(found["step"].max()) + 1)])
-    whole, note = complete(found.pivot(index="seed", columns=["system", "step"], values="accuracy_percent").reindex(columns=points))
-    found["share_percent"] = 100 * found["iteration"] / found.groupby("system")["iteration"].transform("max")
+    whole, note = complete(
+        found.pivot(index="seed", columns=["system", "step"], values="accuracy_percent").reindex(
+            columns=points
+        )
+    )
+    found["share_percent"] = (
+        100 * found["iteration"] / found.groupby("system")["iteration"].transform("max")
+    )
     return found[found["seed"].isin(whole.index)].reset_index(drop=True), note
+
 
 def height(curve: pd.DataFrame, axis: str, low: float, high: float) -> float:
     "AUC (%) of one curve over a window of an axis."
@@ -102,55 +114,95 @@ def height(curve: pd.DataFrame, axis: str, low: float, high: float) -> float:
     x = np.array([low, *curve[axis][(curve[axis] > low) & (curve[axis] < high)], high])
     return auc(x, np.interp(x, curve[axis], curve["accuracy_percent"]))
 
+
 def areas(found: pd.DataFrame, axis: str = "share_percent", start: int = 1) -> pd.DataFrame:
     "AUC (%) of both curves from a starting point, over the window that they share; one row a seed, nan where they share none."
     rows = {}
     for seed, part in found[found["step"] >= start].groupby("seed"):
         ends = part.groupby("system")[axis].agg(["min", "max"])
         low, high = ends["min"].max(), ends["max"].min()
-        rows[seed] = {"window_from": low, "window_to": high} | {name: height(c, axis, low, high) if low < high else np.nan
-                                                                for name, c in part.groupby("system")}
+        rows[seed] = {"window_from": low, "window_to": high} | {
+            name: height(c, axis, low, high) if low < high else np.nan
+            for name, c in part.groupby("system")
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/experiments/speed.ipynb #376b007b
 def thresholds(found: pd.DataFrame) -> pd.DataFrame:
     "Total seconds until a curve is for the first time as good as the mean of DartsEns at its end; nan where it is not by `until_seconds`, the end of the run."
-    goal = found[(found["system"] == "DartsEns") & (found["step"] == found["step"].max())]["accuracy_percent"].mean()
+    goal = found[(found["system"] == "DartsEns") & (found["step"] == found["step"].max())][
+        "accuracy_percent"
+    ].mean()
     rows = []
     for (name, seed), c in found.groupby(["system", "seed"]):
-        rows.append({"system": name, "seed": seed, "threshold_percent": goal,
-                     "seconds": c["total_seconds"][c["accuracy_percent"] >= goal].min(), "until_seconds": c["total_seconds"].max()})
+        rows.append(
+            {
+                "system": name,
+                "seed": seed,
+                "threshold_percent": goal,
+                "seconds": c["total_seconds"][c["accuracy_percent"] >= goal].min(),
+                "until_seconds": c["total_seconds"].max(),
+            }
+        )
     return pd.DataFrame(rows)
+
 
 def race(times: pd.DataFrame) -> str:
     "How many runs reach the goal and when, and who is first, in words."
-    said, wide = [], times.assign(bound=times["seconds"].fillna(times["until_seconds"])).pivot(index="seed", columns="system", values=["seconds", "bound"])
+    said, wide = (
+        [],
+        times.assign(bound=times["seconds"].fillna(times["until_seconds"])).pivot(
+            index="seed", columns="system", values=["seconds", "bound"]
+        ),
+    )
     for name, part in times.groupby("system"):
         middle = part["seconds"].fillna(np.inf).median()
-        later = f"median {middle:.0f} s" if np.isfinite(middle) else "no median, since half of them or more do not"
+        later = (
+            f"median {middle:.0f} s"
+            if np.isfinite(middle)
+            else "no median, since half of them or more do not"
+        )
         said.append(f"{part['seconds'].notna().sum()} of {len(part)} runs of {name} ({later})")
-    first = {a: int((wide["seconds"][a] < wide["bound"][b]).sum()) for a, b in (SYSTEMS, SYSTEMS[::-1])}
+    first = {
+        a: int((wide["seconds"][a] < wide["bound"][b]).sum()) for a, b in (SYSTEMS, SYSTEMS[::-1])
+    }
     decided = sum(first.values())
-    test = (f"a sign test of the decided pairs gives p = {binomtest(first['EdgeNES'], decided).pvalue:.2g}, and no p of so few is below "
-            f"{2.0 ** (1 - decided):.2g}" if decided > 1 else "no test is possible")
-    return (f"The mean of DartsEns at its end, {times['threshold_percent'].iloc[0]:.1f} %, is reached by {' and '.join(said)}; runs that "
-            f"do not reach it count as later. "
-            f"Seeds in which EdgeNES is first: {first['EdgeNES']}, DartsEns: {first['DartsEns']}, undecided: {len(wide) - decided}; {test}.")
+    test = (
+        f"a sign test of the decided pairs gives p = {binomtest(first['EdgeNES'], decided).pvalue:.2g}, and no p of so few is below "
+        f"{2.0 ** (1 - decided):.2g}"
+        if decided > 1
+        else "no test is possible"
+    )
+    return (
+        f"The mean of DartsEns at its end, {times['threshold_percent'].iloc[0]:.1f} %, is reached by {' and '.join(said)}; runs that "
+        f"do not reach it count as later. "
+        f"Seeds in which EdgeNES is first: {first['EdgeNES']}, DartsEns: {first['DartsEns']}, undecided: {len(wide) - decided}; {test}."
+    )
 
 # %% ../../nbs/experiments/speed.ipynb #376b009
 def tests(found: pd.DataFrame) -> pd.DataFrame | None:
     "EdgeNES minus DartsEns in AUC over both axes, one family; None for fewer than 2 seeds."
     wide = {name: areas(found, axis)[list(SYSTEMS)].dropna() for name, axis in AXES.items()}
-    rows = [paired_tests(w, "DartsEns").rename(index={"EdgeNES": name}).assign(**w.mean()) for name, w in wide.items() if len(w) > 1]
+    rows = [
+        paired_tests(w, "DartsEns").rename(index={"EdgeNES": name}).assign(**w.mean())
+        for name, w in wide.items()
+        if len(w) > 1
+    ]
     return holm(pd.concat(rows)).reset_index(names="AUC") if rows else None
+
 
 def starts(found: pd.DataFrame) -> pd.DataFrame | None:
     "The difference in AUC over iterations for every starting point, not corrected; None for fewer than 2 seeds."
-    if found["seed"].nunique() < 2: return None
+    if found["seed"].nunique() < 2:
+        return None
     rows = []
     for start in range(1, int(found["step"].max())):
         wide = areas(found, start=start)[list(SYSTEMS)]
-        rows.append(paired_tests(wide, "DartsEns").drop(columns=["p_holm", "p_equivalent_holm"]).assign(**wide.mean(), start=start))
+        rows.append(
+            paired_tests(wide, "DartsEns")
+            .drop(columns=["p_holm", "p_equivalent_holm"])
+            .assign(**wide.mean(), start=start)
+        )
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/experiments/speed.ipynb #376b010
@@ -163,11 +215,25 @@ def speed_figure(found: pd.DataFrame, goal: float) -> Figure:
         band = pd.DataFrame([summary(c["accuracy_percent"]) for _, c in steps])
         for ax, x in zip(axes, AXES.values()):
             means = steps[x].mean()
-            ax.plot(part[x], part["accuracy_percent"], "os"[i], ms=4, mew=0, alpha=0.5, color=colour)
+            ax.plot(
+                part[x], part["accuracy_percent"], "os"[i], ms=4, mew=0, alpha=0.5, color=colour
+            )
             ax.fill_between(means, band["ci_low"], band["ci_high"], color=colour, alpha=0.15, lw=0)
-            ax.plot(means, band["mean"], ("o-", "s--")[i], lw=2.2, ms=5, color=colour, label=f"{name} ({part['iteration'].max():.0f} iterations)")
-    for ax in axes: ax.axhline(goal, color="0.3", lw=1, ls=":", label="goal: DartsEns at its end")
-    axes[0].set(xlabel="share of the iterations of the search (%)", ylabel="test accuracy of the ensemble (%)")
+            ax.plot(
+                means,
+                band["mean"],
+                ("o-", "s--")[i],
+                lw=2.2,
+                ms=5,
+                color=colour,
+                label=f"{name} ({part['iteration'].max():.0f} iterations)",
+            )
+    for ax in axes:
+        ax.axhline(goal, color="0.3", lw=1, ls=":", label="goal: DartsEns at its end")
+    axes[0].set(
+        xlabel="share of the iterations of the search (%)",
+        ylabel="test accuracy of the ensemble (%)",
+    )
     axes[1].set(xlabel="total compute seconds,\nwith both searches and retraining")
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig
@@ -175,50 +241,102 @@ def speed_figure(found: pd.DataFrame, goal: float) -> Figure:
 # %% ../../nbs/experiments/speed.ipynb #376b012
 def printed_tables(found: pd.DataFrame, published: dict) -> dict[str, pd.DataFrame]:
     "Published curve and areas beside ours; nothing where they are not at hand."
-    read, slides = published.get("paper", {}).get("F2_read_off"), published.get("slides", {}).get("F2")
-    if not read or not slides: return {}
+    read, slides = (
+        published.get("paper", {}).get("F2_read_off"),
+        published.get("slides", {}).get("F2"),
+    )
+    if not read or not slides:
+        return {}
     share = 100 * np.array(read["iteration"]) / read["iteration"][-1]
     means = found.groupby(["system", "step"])[["share_percent", "accuracy_percent"]].mean()
-    ours = {f"{name}_ours_percent": np.interp(share, means.loc[name]["share_percent"], means.loc[name]["accuracy_percent"], left=np.nan,
-                                              right=np.nan) for name in SYSTEMS}
-    curve = pd.DataFrame({"iteration": read["iteration"], "share_percent": share}
-                         | {f"{name}_read_off_percent": 100 * np.array(read[name]) for name in SYSTEMS} | ours)
+    ours = {
+        f"{name}_ours_percent": np.interp(
+            share,
+            means.loc[name]["share_percent"],
+            means.loc[name]["accuracy_percent"],
+            left=np.nan,
+            right=np.nan,
+        )
+        for name in SYSTEMS
+    }
+    curve = pd.DataFrame(
+        {"iteration": read["iteration"], "share_percent": share}
+        | {f"{name}_read_off_percent": 100 * np.array(read[name]) for name in SYSTEMS}
+        | ours
+    )
     rows, height_of = [], areas(found)
     for name, other in (SYSTEMS, SYSTEMS[::-1]):
-        rows.append({"system": name, "slides_as_labelled": slides["auc"][name][0], "slides_as_labelled_sd": slides["auc"][name][1],
-                     "slides_labels_swapped": slides["auc"][other][0], "slides_labels_swapped_sd": slides["auc"][other][1],
-                     "read_off_sum_of_last_6": sum(read[name][-6:]),
-                     "read_off_mean_height_percent": 100 * auc(read["iteration"], read[name]), "n": len(height_of)}
-                    | spread_of(height_of[name], "ours_mean_height_percent"))
+        rows.append(
+            {
+                "system": name,
+                "slides_as_labelled": slides["auc"][name][0],
+                "slides_as_labelled_sd": slides["auc"][name][1],
+                "slides_labels_swapped": slides["auc"][other][0],
+                "slides_labels_swapped_sd": slides["auc"][other][1],
+                "read_off_sum_of_last_6": sum(read[name][-6:]),
+                "read_off_mean_height_percent": 100 * auc(read["iteration"], read[name]),
+                "n": len(height_of),
+            }
+            | spread_of(height_of[name], "ours_mean_height_percent")
+        )
     return {"F2_published": curve, "F2_published_auc": pd.DataFrame(rows)}
 
 # %% ../../nbs/experiments/speed.ipynb #376b012b
 def result(records: Records, published: dict) -> Result | None:
     "F2, its areas over both axes, their tests and all starts, times to a goal, and the published values beside them."
     found, left_out = curves(records)
-    if found.empty or found["step"].max() < 2: return None
-    n, times, compared, sensitivity = found["seed"].nunique(), thresholds(found), tests(found), starts(found)
-    wide = pd.concat({name: areas(found, axis) for name, axis in AXES.items()}, names=["AUC", "seed"]).reset_index()
-    tables = {"F2": wide, "F2_threshold": times} | {k: t
-                                                    for k, t in (("F2_tests", compared), ("F2_starts", sensitivity))
-                                                    if t is not None} | printed_tables(found, published)
+    if found.empty or found["step"].max() < 2:
+        return None
+    n, times, compared, sensitivity = (
+        found["seed"].nunique(),
+        thresholds(found),
+        tests(found),
+        starts(found),
+    )
+    wide = pd.concat(
+        {name: areas(found, axis) for name, axis in AXES.items()}, names=["AUC", "seed"]
+    ).reset_index()
+    tables = (
+        {"F2": wide, "F2_threshold": times}
+        | {k: t for k, t in (("F2_tests", compared), ("F2_starts", sensitivity)) if t is not None}
+        | printed_tables(found, published)
+    )
     seeds = counted(n)
     said = []
     for name, part in wide.groupby("AUC"):
         part = part.dropna()
-        heights = " and ".join(f"{within(pd.Series(spread_of(part[s], 'auc')), 'auc', 2, ' %')} for {s}"
-                               for s in SYSTEMS) if len(part) else "not to be compared"
-        said.append(f"The mean height of the curve {name} is {heights} (n = {len(part)} of {seeds} whose curves share a "
-                    f"window{', 95 % intervals' if len(part) > 1 else ''}).")
+        heights = (
+            " and ".join(
+                f"{within(pd.Series(spread_of(part[s], 'auc')), 'auc', 2, ' %')} for {s}"
+                for s in SYSTEMS
+            )
+            if len(part)
+            else "not to be compared"
+        )
+        said.append(
+            f"The mean height of the curve {name} is {heights} (n = {len(part)} of {seeds} whose curves share a "
+            f"window{', 95 % intervals' if len(part) > 1 else ''})."
+        )
     said[-1] += left_out
-    if compared is not None: said.append(verdict(compared, "DartsEns", what="EdgeNES's mean height of the curve"))
-    if sensitivity is not None: said.append(f"Over all starts the difference over iterations lies between "
-                                            f"{sensitivity['difference'].min():+.2f} and {sensitivity['difference'].max():+.2f} points, "
-                                            f"its uncorrected permutation p "
-                                            f"between {sensitivity['p_permutation'].min():.2g} and "
-                                            f"{sensitivity['p_permutation'].max():.2g}; none of the starts but the first is a test.")
+    if compared is not None:
+        said.append(verdict(compared, "DartsEns", what="EdgeNES's mean height of the curve"))
+    if sensitivity is not None:
+        said.append(
+            f"Over all starts the difference over iterations lies between "
+            f"{sensitivity['difference'].min():+.2f} and {sensitivity['difference'].max():+.2f} points, "
+            f"its uncorrected permutation p "
+            f"between {sensitivity['p_permutation'].min():.2g} and "
+            f"{sensitivity['p_permutation'].max():.2g}; none of the starts but the first is a test."
+        )
     sources = systems_of(records, "speed")
-    caption = (f"Test accuracy of an ensemble of {len(sources[0]['inputs']['pool'])} along the search; small marks are seeds, lines means, "
-               f"bands 95 % BCa intervals of the mean accuracy (at mean seconds, right), dotted: the goal of the times; n = {seeds}. "
-               "Iterations are epochs of search: of all runs of DartsEns, and of EdgeNES's hypernetwork alone; seconds hold both searches of EdgeNES.")
-    return Result([*said, race(times)], tables, {"F2": (speed_figure(found, times["threshold_percent"].iloc[0]), caption)}, sources)
+    caption = (
+        f"Test accuracy of an ensemble of {len(sources[0]['inputs']['pool'])} along the search; small marks are seeds, lines means, "
+        f"bands 95 % BCa intervals of the mean accuracy (at mean seconds, right), dotted: the goal of the times; n = {seeds}. "
+        "Iterations are epochs of search: of all runs of DartsEns, and of EdgeNES's hypernetwork alone; seconds hold both searches of EdgeNES."
+    )
+    return Result(
+        [*said, race(times)],
+        tables,
+        {"F2": (speed_figure(found, times["threshold_percent"].iloc[0]), caption)},
+        sources,
+    )

@@ -15,15 +15,22 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from . import quality
-from .control import hypernetworks, mean_line, seed_styles, spread
+from .control import hypernetworks
 from ..genotype import Genotype, SearchSpace
-from ..pipeline import Plan, ensemble
-from ..profiles import Shop
-from ..records import Records, all_records
-from ..report import Result, accuracy_of, figure, frame_of, systems_of
+from ..report.frames import accuracy_of, frame_of, systems_of
+from ..report.page import Result
+from ..report.plots import figure, mean_line, seed_styles, spread
 from ..statistics import paired_tests, summary, verdict
-from ..tasks import Task, genotype_of
-from ..theorem import DISTRIBUTIONS, expected_updated_edges, ratio_to_dartsens, simulate_overlap
+from ..study.pipeline import Plan, ensemble
+from ..study.records import Records, all_records
+from ..study.tasks import Task, genotype_of
+from ..study.workspace import Workspace
+from edgenes.theorem import (
+    DISTRIBUTIONS,
+    expected_updated_edges,
+    ratio_to_dartsens,
+    simulate_overlap,
+)
 
 # %% auto #0
 __all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'sizes_of', 'enumerated', 'checks', 'overlaps', 'places', 'ratio_panel',
@@ -33,103 +40,275 @@ __all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'sizes_of', 'enumerated', 'checks
 TITLE = "TH: the theorem, and ensembles of every size"
 POOLS = ("Random-NES", "DeepEns-N", "EdgeNES")
 
-def plans(shop: Shop, seed: int) -> list[Plan]:
-    "Ensembles of every size out of the pools of T2."
-    return [sized(shop, seed, name, n) for name in POOLS for n in range(1, shop.profile.candidates + 1)]
 
-def sized(shop: Shop, seed: int, name: str, n: int) -> Plan:
+def plans(workspace: Workspace, seed: int) -> list[Plan]:
+    "Ensembles of every size out of the pools of T2."
+    return [
+        sized(workspace, seed, name, n)
+        for name in POOLS
+        for n in range(1, workspace.profile.candidates + 1)
+    ]
+
+
+def sized(workspace: Workspace, seed: int, name: str, n: int) -> Plan:
     "The best n of the first N candidates of a system's pool, by the profile's criterion."
-    p = shop.profile
-    record = yield from quality.system(shop, seed, name)
-    pool = tuple((genotype_of(edges, p.space), s) for edges, s in record["inputs"]["pool"][: p.candidates])
-    return (yield from ensemble(shop, Task("system", seed, experiment="size", system=name, point=(("members", n),), pool=pool, keep=n, criterion=p.criterion)))
+    p = workspace.profile
+    record = yield from quality.system(workspace, seed, name)
+    pool = tuple(
+        (genotype_of(edges, p.space), s) for edges, s in record["inputs"]["pool"][: p.candidates]
+    )
+    return (
+        yield from ensemble(
+            workspace,
+            Task(
+                "system",
+                seed,
+                experiment="size",
+                system=name,
+                point=(("members", n),),
+                pool=pool,
+                keep=n,
+                criterion=p.criterion,
+            ),
+        )
+    )
 
 # %% ../../nbs/experiments/theorem.ipynb #b521012
 def sizes_of(distribution: str, max_shared: int) -> dict[int, Fraction]:
     "The law of the number of edges: uniform, or that of a continuous lambda which is rounded."
-    if distribution == "continuous": return {k: Fraction(1 if 0 < k < max_shared else Fraction(1, 2), max_shared) for k in range(max_shared + 1)}
+    if distribution == "continuous":
+        return {
+            k: Fraction(1 if 0 < k < max_shared else Fraction(1, 2), max_shared)
+            for k in range(max_shared + 1)
+        }
     lowest = int(distribution == "discrete_from_one")
     return {k: Fraction(1, max_shared + 1 - lowest) for k in range(lowest, max_shared + 1)}
+
 
 def enumerated(n_members: int, max_shared: int, distribution: str) -> Fraction:
     "Exact expected overlap of a step with all members: over the sizes of both, and over all overlaps of two uniform subsets of these sizes."
     law = sizes_of(distribution, max_shared)
-    return n_members * sum((p * q * Fraction(k * comb(active, k) * comb(max_shared - active, kept - k), comb(max_shared, kept))
-                            for active, p in law.items() for kept, q in law.items() for k in range(min(active, kept) + 1)), Fraction(0))
+    return n_members * sum(
+        (
+            p
+            * q
+            * Fraction(
+                k * comb(active, k) * comb(max_shared - active, kept - k), comb(max_shared, kept)
+            )
+            for active, p in law.items()
+            for kept, q in law.items()
+            for k in range(min(active, kept) + 1)
+        ),
+        Fraction(0),
+    )
+
 
 def checks(n_members: int = 3, max_shared: int = 4, trials: int = 200_000) -> pd.DataFrame:
     "The formula, the enumeration and the simulation of every distribution."
     rows = []
     for name in DISTRIBUTIONS:
         drawn = simulate_overlap(n_members, max_shared, trials, 0, name)
-        rows.append({"lambda": name, "members": n_members, "max_shared": max_shared,
-                     "formula": expected_updated_edges(n_members, max_shared, name), "enumeration": float(enumerated(n_members, max_shared, name)),
-                     "simulation": drawn.mean(), "simulation_se": drawn.std(ddof=1) / trials**0.5,
-                     "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name)})
+        rows.append(
+            {
+                "lambda": name,
+                "members": n_members,
+                "max_shared": max_shared,
+                "formula": expected_updated_edges(n_members, max_shared, name),
+                "enumeration": float(enumerated(n_members, max_shared, name)),
+                "simulation": drawn.mean(),
+                "simulation_se": drawn.std(ddof=1) / trials**0.5,
+                "ratio_to_dartsens": ratio_to_dartsens(n_members, max_shared, name),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/theorem.ipynb #b521016
 def overlaps(records: Records) -> pd.DataFrame:
     "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES, with the two means of the theorem; mean overlap a step for DartsEns."
-    chosen = {r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]] for r in systems_of(records, "quality")
-              if r["inputs"]["system"] == "EdgeNES"}
+    chosen = {
+        r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]]
+        for r in systems_of(records, "quality")
+        if r["inputs"]["system"] == "EdgeNES"
+    }
     runs: dict[int, list[float]] = {}
     for r in all_records(records, "darts"):
-        if r["inputs"].get("variant"): continue
+        if r["inputs"].get("variant"):
+            continue
         final = {tuple(e) for e in r["results"]["genotype"]}
-        runs.setdefault(r["inputs"]["seed"], []).append(float(np.mean([len(final & {tuple(e) for e in entry["genotypes"][0]}) for entry in r["results"]["log"]])))
+        runs.setdefault(r["inputs"]["seed"], []).append(
+            float(
+                np.mean(
+                    [
+                        len(final & {tuple(e) for e in entry["genotypes"][0]})
+                        for entry in r["results"]["log"]
+                    ]
+                )
+            )
+        )
     rows = []
     for r in sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"]):
-        seed, optimum = r["inputs"]["seed"], genotype_of(r["inputs"]["optimum"], SearchSpace.from_dict(r["inputs"]["space"]))
-        steps = [set(step) for entry in r["results"]["log"] for step in entry.get("active_edges", [])]
-        if seed not in chosen or not steps: continue
-        own, members, top = places(optimum), [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]], optimum.space.max_shared
-        active, shared = float(np.mean([len(s & own) for s in steps])), float(np.mean([len(m & own) for m in members]))
-        rows.append({"seed": seed, "members": len(members), "steps": len(steps), "max_shared": top, "active_of_optimum": active,
-                     "shared_by_member": shared, "pairs_if_uniform": len(members) * active * shared / top,
-                     "pairs_of_optimum": np.mean([sum(len(s & m & own) for m in members) for s in steps]),
-                     "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
-                     "distinct_of_all": np.mean([len(s & set().union(*members)) for s in steps]), "dartsens": np.mean(runs.get(seed, [np.nan]))})
+        seed, optimum = (
+            r["inputs"]["seed"],
+            genotype_of(r["inputs"]["optimum"], SearchSpace.from_dict(r["inputs"]["space"])),
+        )
+        steps = [
+            set(step) for entry in r["results"]["log"] for step in entry.get("active_edges", [])
+        ]
+        if seed not in chosen or not steps:
+            continue
+        own, members, top = (
+            places(optimum),
+            [places(genotype_of(edges, optimum.space)) for edges in chosen[seed]],
+            optimum.space.max_shared,
+        )
+        active, shared = (
+            float(np.mean([len(s & own) for s in steps])),
+            float(np.mean([len(m & own) for m in members])),
+        )
+        rows.append(
+            {
+                "seed": seed,
+                "members": len(members),
+                "steps": len(steps),
+                "max_shared": top,
+                "active_of_optimum": active,
+                "shared_by_member": shared,
+                "pairs_if_uniform": len(members) * active * shared / top,
+                "pairs_of_optimum": np.mean(
+                    [sum(len(s & m & own) for m in members) for s in steps]
+                ),
+                "pairs_of_all": np.mean([sum(len(s & m) for m in members) for s in steps]),
+                "distinct_of_all": np.mean([len(s & set().union(*members)) for s in steps]),
+                "dartsens": np.mean(runs.get(seed, [np.nan])),
+            }
+        )
     return pd.DataFrame(rows)
+
 
 def places(genotype: Genotype) -> set[int]:
     "The places of its edges in alpha, flat, as the log has them."
-    return {int(np.ravel_multi_index(genotype.space.position(edge), genotype.space.shapes[0])) for edge in genotype.edges}
+    return {
+        int(np.ravel_multi_index(genotype.space.position(edge), genotype.space.shapes[0]))
+        for edge in genotype.edges
+    }
 
 # %% ../../nbs/experiments/theorem.ipynb #b521019
 def ratio_panel(ax: Any, counted: pd.DataFrame) -> None:
     "The ratio to DartsEns against N: formulas, and real runs."
     top, ns = (int(counted["max_shared"].iloc[0]) if len(counted) else 4), range(1, 9)
-    for name, colour, line in zip(DISTRIBUTIONS, sns.color_palette("colorblind"), ("-", "-", "--")):  # two of the formulas give the same line
-        ax.plot(ns, [ratio_to_dartsens(n, top, name) for n in ns], line, color=colour, lw=2, label=f"formula, {name.replace('_', ' ')}")
+    for name, colour, line in zip(
+        DISTRIBUTIONS, sns.color_palette("colorblind"), ("-", "-", "--")
+    ):  # two of the formulas give the same line
+        ax.plot(
+            ns,
+            [ratio_to_dartsens(n, top, name) for n in ns],
+            line,
+            color=colour,
+            lw=2,
+            label=f"formula, {name.replace('_', ' ')}",
+        )
     ax.axhline(1, color="0.6", ls=":")
     if len(counted):
         styles = seed_styles(counted["seed"])
         for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
             row = counted[counted["seed"] == seed]
-            ax.plot(row["members"] + apart, row["pairs_of_optimum"] / top, ls="none", ms=4.5, mew=0, zorder=3, **style)
-        mean_line(ax, counted.assign(ratio=counted["pairs_of_optimum"] / top), "members", "ratio", 0.4, color="black", ls="none",
-                  marker="_", ms=9, mew=2, label="counted, edges of alpha*")
-    ax.set(xlabel="members N", xticks=ns, ylabel="updated edges of the ensemble a step,\nover those of DartsEns (Lambda)")
+            ax.plot(
+                row["members"] + apart,
+                row["pairs_of_optimum"] / top,
+                ls="none",
+                ms=4.5,
+                mew=0,
+                zorder=3,
+                **style,
+            )
+        mean_line(
+            ax,
+            counted.assign(ratio=counted["pairs_of_optimum"] / top),
+            "members",
+            "ratio",
+            0.4,
+            color="black",
+            ls="none",
+            marker="_",
+            ms=9,
+            mew=2,
+            label="counted, edges of alpha*",
+        )
+    ax.set(
+        xlabel="members N",
+        xticks=ns,
+        ylabel="updated edges of the ensemble a step,\nover those of DartsEns (Lambda)",
+    )
     ax.legend(fontsize=7, frameon=False, loc="upper left")
 
 # %% ../../nbs/experiments/theorem.ipynb #b521029
 def parts_panel(ax: Any, counted: pd.DataFrame) -> None:
     "Edges of alpha* active in a step and shared by a member, and the pairs that these would make if edges were uniform, and do make; every seed a mark."
-    if counted.empty: return
-    top, members, styles = int(counted["max_shared"].iloc[0]), int(counted["members"].iloc[0]), seed_styles(counted["seed"])
-    names = {"active_of_optimum": "active\nin a step", "shared_by_member": "shared by\na member", "pairs_if_uniform": "pairs, if\nuniform",
-             "pairs_of_optimum": "pairs,\ncounted"}
-    long = counted.rename(columns={name: i for i, name in enumerate(names)}).melt("seed", list(range(4)), "at", "edges").astype({"at": int, "edges": float})
+    if counted.empty:
+        return
+    top, members, styles = (
+        int(counted["max_shared"].iloc[0]),
+        int(counted["members"].iloc[0]),
+        seed_styles(counted["seed"]),
+    )
+    names = {
+        "active_of_optimum": "active\nin a step",
+        "shared_by_member": "shared by\na member",
+        "pairs_if_uniform": "pairs, if\nuniform",
+        "pairs_of_optimum": "pairs,\ncounted",
+    }
+    long = (
+        counted.rename(columns={name: i for i, name in enumerate(names)})
+        .melt("seed", list(range(4)), "at", "edges")
+        .astype({"at": int, "edges": float})
+    )
     for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
         part = long[long["seed"] == seed]
-        ax.plot(part["at"] + apart - 0.06, part["edges"], ls="none", ms=4.5, mew=0, label=f"seed {seed}", **style)
-    mean_line(ax, long, "at", "edges", 0.32, color="black", ls="none", marker="_", ms=9, mew=2, label="mean, 95 % interval" if len(styles) > 1 else "mean")
-    for name, colour, line in (("discrete_from_one", sns.color_palette("colorblind")[0], "-"),
-                               ("continuous", sns.color_palette("colorblind")[2], "--")):  # as in the first panel
-        mean, whole = float(sum(k * p for k, p in sizes_of(name, top).items())), expected_updated_edges(members, top, name)
-        ax.hlines([mean, whole], [-0.45, 1.55], [1.45, 3.45], color=colour, ls=line, lw=1.6, label=f"theorem, {name.replace('_', ' ')}")
-    ax.set(xticks=range(4), xticklabels=names.values(), ylabel="edges of alpha*; (edge, member) pairs", ylim=(0, None))
+        ax.plot(
+            part["at"] + apart - 0.06,
+            part["edges"],
+            ls="none",
+            ms=4.5,
+            mew=0,
+            label=f"seed {seed}",
+            **style,
+        )
+    mean_line(
+        ax,
+        long,
+        "at",
+        "edges",
+        0.32,
+        color="black",
+        ls="none",
+        marker="_",
+        ms=9,
+        mew=2,
+        label="mean, 95 % interval" if len(styles) > 1 else "mean",
+    )
+    for name, colour, line in (
+        ("discrete_from_one", sns.color_palette("colorblind")[0], "-"),
+        ("continuous", sns.color_palette("colorblind")[2], "--"),
+    ):  # as in the first panel
+        mean, whole = (
+            float(sum(k * p for k, p in sizes_of(name, top).items())),
+            expected_updated_edges(members, top, name),
+        )
+        ax.hlines(
+            [mean, whole],
+            [-0.45, 1.55],
+            [1.45, 3.45],
+            color=colour,
+            ls=line,
+            lw=1.6,
+            label=f"theorem, {name.replace('_', ' ')}",
+        )
+    ax.set(
+        xticks=range(4),
+        xticklabels=names.values(),
+        ylabel="edges of alpha*; (edge, member) pairs",
+        ylim=(0, None),
+    )
 
 # %% ../../nbs/experiments/theorem.ipynb #b521026
 def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
@@ -137,74 +316,161 @@ def theorem_figure(counted: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     fig, axes = figure(1, 3, 4.7, 3.9)
     ratio_panel(axes[0], counted)
     parts_panel(axes[1], counted)
-    if len(counted): fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8,
-                                frameon=False)  # the marks of the first two panels
+    if len(counted):
+        fig.legend(
+            *axes[1].get_legend_handles_labels(),
+            loc="outside right center",
+            fontsize=8,
+            frameon=False,
+        )  # the marks of the first two panels
     for name, colour, apart in zip(POOLS, sns.color_palette("colorblind"), (-0.12, 0, 0.12)):
         part = sizes[sizes["system"] == name] if len(sizes) else sizes
-        for _, group in part.groupby("seed") if len(part) else (): axes[2].plot(group["members"] + apart, group["accuracy_percent"], lw=0.6, alpha=0.45, color=colour)
-        if len(part): mean_line(axes[2], part, "members", "accuracy_percent", apart, color=colour, ms=4, label=name)
-    axes[2].set(xlabel="members n, chosen out of the same N candidates", ylabel="test accuracy (%)",
-                xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [])
-    if len(sizes): axes[2].legend(fontsize=8, frameon=False, loc="lower right")
+        for _, group in part.groupby("seed") if len(part) else ():
+            axes[2].plot(
+                group["members"] + apart,
+                group["accuracy_percent"],
+                lw=0.6,
+                alpha=0.45,
+                color=colour,
+            )
+        if len(part):
+            mean_line(
+                axes[2], part, "members", "accuracy_percent", apart, color=colour, ms=4, label=name
+            )
+    axes[2].set(
+        xlabel="members n, chosen out of the same N candidates",
+        ylabel="test accuracy (%)",
+        xticks=range(1, int(sizes["members"].max()) + 1) if len(sizes) else [],
+    )
+    if len(sizes):
+        axes[2].legend(fontsize=8, frameon=False, loc="lower right")
     return fig
+
 
 def size_table(sizes: pd.DataFrame) -> pd.DataFrame:
     "Test accuracy of every system and ensemble size."
-    return pd.DataFrame([{"system": name, "members": n} | accuracy_of(part["accuracy_percent"]) for (name, n), part in sizes.groupby(["system", "members"])])
+    return pd.DataFrame(
+        [
+            {"system": name, "members": n} | accuracy_of(part["accuracy_percent"])
+            for (name, n), part in sizes.groupby(["system", "members"])
+        ]
+    )
+
 
 def size_tests(sizes: pd.DataFrame) -> pd.DataFrame | None:
     "The ensemble of all candidates against the one of one member, of every system, paired by seed; None for fewer than 2 seeds that all systems have."
-    ends = sizes[sizes["members"].isin([1, sizes["members"].max()])].pivot(index="seed", columns=["system", "members"], values="accuracy_percent").dropna()
-    if len(ends) < 2 or sizes["members"].max() == 1: return None
-    gain = ends.xs(sizes["members"].max(), axis=1, level="members") - ends.xs(1, axis=1, level="members")
+    ends = (
+        sizes[sizes["members"].isin([1, sizes["members"].max()])]
+        .pivot(index="seed", columns=["system", "members"], values="accuracy_percent")
+        .dropna()
+    )
+    if len(ends) < 2 or sizes["members"].max() == 1:
+        return None
+    gain = ends.xs(sizes["members"].max(), axis=1, level="members") - ends.xs(
+        1, axis=1, level="members"
+    )
     return paired_tests(gain.assign(one=0.0), "one").reset_index()
 
 # %% ../../nbs/experiments/theorem.ipynb #b521021
 def result(records: Records, published: dict) -> Result | None:
     "The checks, the overlap in real trainings, accuracy against n."
     counted, sizes = overlaps(records), frame_of(systems_of(records, "size"))
-    formula = checks(int(counted["members"].iloc[0]), int(counted["max_shared"].iloc[0]), 20_000) if len(counted) else checks(trials=20_000)
+    formula = (
+        checks(int(counted["members"].iloc[0]), int(counted["max_shared"].iloc[0]), 20_000)
+        if len(counted)
+        else checks(trials=20_000)
+    )
     by = formula.set_index("lambda")
     slides, zero, real = (by.loc[name] for name in DISTRIBUTIONS)
-    said = [f"For N = {slides['members']:g}, Lambda = {slides['max_shared']:g} the formula gives {slides['formula']:.4f} with lambda from "
-            f"U{{1..Lambda}}, the enumeration {slides['enumeration']:.4f}, the simulation {slides['simulation']:.3f} ± "
-            f"{slides['simulation_se']:.3f} (standard error); "
-            f"from U{{0..Lambda}} they give {zero['formula']:.4f}, {zero['enumeration']:.4f} and {zero['simulation']:.3f} ± "
-            f"{zero['simulation_se']:.3f}, from the continuous U(0, Lambda), rounded, {real['formula']:.4f}, {real['enumeration']:.4f} and "
-            f"{real['simulation']:.3f} ± {real['simulation_se']:.3f}: "
-            f"{real['ratio_to_dartsens']:.2f} of what DartsEns updates, where U{{1..Lambda}} has {slides['ratio_to_dartsens']:.2f}."]
+    said = [
+        f"For N = {slides['members']:g}, Lambda = {slides['max_shared']:g} the formula gives {slides['formula']:.4f} with lambda from "
+        f"U{{1..Lambda}}, the enumeration {slides['enumeration']:.4f}, the simulation {slides['simulation']:.3f} ± "
+        f"{slides['simulation_se']:.3f} (standard error); "
+        f"from U{{0..Lambda}} they give {zero['formula']:.4f}, {zero['enumeration']:.4f} and {zero['simulation']:.3f} ± "
+        f"{zero['simulation_se']:.3f}, from the continuous U(0, Lambda), rounded, {real['formula']:.4f}, {real['enumeration']:.4f} and "
+        f"{real['simulation']:.3f} ± {real['simulation_se']:.3f}: "
+        f"{real['ratio_to_dartsens']:.2f} of what DartsEns updates, where U{{1..Lambda}} has {slides['ratio_to_dartsens']:.2f}."
+    ]
     tables, n, runs = {"TH": formula}, len(counted), sizes["seed"].nunique() if len(sizes) else 0
-    if n: tables["TH_counted"], said = counted, said + counted_sentences(counted)
+    if n:
+        tables["TH_counted"], said = counted, said + counted_sentences(counted)
     if runs:
         tables["TH_size"], compared = size_table(sizes), size_tests(sizes)
         means = tables["TH_size"].set_index(["system", "members"])["accuracy_percent"]
-        said.append("From one member to all candidates, mean accuracy goes "
-                    + "; ".join(f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})" for name in POOLS
-                                if name in means.index) + f" (n = {runs}).")
-        if compared is not None: tables["TH_size_tests"], said = compared, [*said, verdict(compared, "one member", what="the accuracy of all candidates together")]
-    caption = (f"Left: gain over DartsEns (ratio of edges a step) against ensemble size, formulas and n = {n} real "
-               f"training{'s' if n != 1 else ''}. Middle: edges of alpha* active in a step and shared by a member, and the (edge, member) "
-               f"pairs that they would make if edges were uniform, "
-               f"and do make, beside the theorem (n = {n}). Right: test accuracy of the best n of N candidates, thin lines are seeds, "
-               f"thick ones means (n = {runs} seed{'s' if runs != 1 else ''}). "
-               + ("Bars: 95 % BCa intervals over seeds." if max(n, runs) > 1 else "No intervals without two seeds."))
-    return Result(said, tables, {"TH": (theorem_figure(counted, sizes), caption)}, hypernetworks(records) + systems_of(records, "size"))
+        said.append(
+            "From one member to all candidates, mean accuracy goes "
+            + "; ".join(
+                f"from {means[name].iloc[0]:.1f} to {means[name].iloc[-1]:.1f} % ({name})"
+                for name in POOLS
+                if name in means.index
+            )
+            + f" (n = {runs})."
+        )
+        if compared is not None:
+            tables["TH_size_tests"], said = (
+                compared,
+                [
+                    *said,
+                    verdict(compared, "one member", what="the accuracy of all candidates together"),
+                ],
+            )
+    caption = (
+        f"Left: gain over DartsEns (ratio of edges a step) against ensemble size, formulas and n = {n} real "
+        f"training{'s' if n != 1 else ''}. Middle: edges of alpha* active in a step and shared by a member, and the (edge, member) "
+        f"pairs that they would make if edges were uniform, "
+        f"and do make, beside the theorem (n = {n}). Right: test accuracy of the best n of N candidates, thin lines are seeds, "
+        f"thick ones means (n = {runs} seed{'s' if runs != 1 else ''}). "
+        + (
+            "Bars: 95 % BCa intervals over seeds."
+            if max(n, runs) > 1
+            else "No intervals without two seeds."
+        )
+    )
+    return Result(
+        said,
+        tables,
+        {"TH": (theorem_figure(counted, sizes), caption)},
+        hypernetworks(records) + systems_of(records, "size"),
+    )
 
 # %% ../../nbs/experiments/theorem.ipynb #b521028
 def counted_sentences(counted: pd.DataFrame) -> list[str]:
     "What a step of real trainings updates of the final ensemble, and why it is not what the formula says."
-    n, top, members = len(counted), int(counted["max_shared"].iloc[0]), int(counted["members"].iloc[0])
-    s = {name: summary(counted[name]) for name in ("pairs_of_optimum", "active_of_optimum", "shared_by_member", "pairs_if_uniform")}
-    say = lambda name: f"{s[name]['mean']:.2f}" + (f" (95 % interval {s[name]['ci_low']:.2f} to {s[name]['ci_high']:.2f})" if n > 1 else "")
-    mean = {name: float(sum(k * p for k, p in sizes_of(name, top).items())) for name in ("continuous", "discrete_from_one")}
+    n, top, members = (
+        len(counted),
+        int(counted["max_shared"].iloc[0]),
+        int(counted["members"].iloc[0]),
+    )
+    s = {
+        name: summary(counted[name])
+        for name in (
+            "pairs_of_optimum",
+            "active_of_optimum",
+            "shared_by_member",
+            "pairs_if_uniform",
+        )
+    }
+    say = lambda name: (
+        f"{s[name]['mean']:.2f}"
+        + (f" (95 % interval {s[name]['ci_low']:.2f} to {s[name]['ci_high']:.2f})" if n > 1 else "")
+    )
+    mean = {
+        name: float(sum(k * p for k, p in sizes_of(name, top).items()))
+        for name in ("continuous", "discrete_from_one")
+    }
     left = s["pairs_of_optimum"]["mean"] - s["pairs_if_uniform"]["mean"]
-    kept, any_edge = (counted["pairs_of_optimum"] / (counted["members"] * counted["shared_by_member"])).mean(), s["active_of_optimum"]["mean"] / top
-    return [f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {say('pairs_of_optimum')} (edge, member) pairs of "
-            f"alpha*'s edges, {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, "
-            f"where the formula for the lambda of training says {expected_updated_edges(members, top, 'continuous'):.2f}; a DARTS epoch's "
-            f"architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.",
-            f"The formula has {mean['continuous']:g} edges of alpha* active in a step and shared by a member "
-            f"({mean['discrete_from_one']:g} for U{{1..Lambda}}). Really {say('active_of_optimum')} are active and "
-            f"{say('shared_by_member')} shared; uniform edges in these numbers would make {say('pairs_if_uniform')} pairs. "
-            f"The {'rest' if left > 0 else 'difference'}, {left:+.2f}, comes from which edges they are: an edge of alpha* that a member "
-            f"keeps is active in {100 * kept:.0f} % of the steps, an edge of alpha* on average in {100 * any_edge:.0f} %."]
+    kept, any_edge = (
+        (counted["pairs_of_optimum"] / (counted["members"] * counted["shared_by_member"])).mean(),
+        s["active_of_optimum"]["mean"] / top,
+    )
+    return [
+        f"Counted in {n} real training{'s' if n > 1 else ''}, a step updates {say('pairs_of_optimum')} (edge, member) pairs of "
+        f"alpha*'s edges, {counted['pairs_of_all'].mean():.2f} of all edges and {counted['distinct_of_all'].mean():.2f} distinct edges, "
+        f"where the formula for the lambda of training says {expected_updated_edges(members, top, 'continuous'):.2f}; a DARTS epoch's "
+        f"architecture holds {counted['dartsens'].mean():.2f} of the {top} edges of its final one.",
+        f"The formula has {mean['continuous']:g} edges of alpha* active in a step and shared by a member "
+        f"({mean['discrete_from_one']:g} for U{{1..Lambda}}). Really {say('active_of_optimum')} are active and "
+        f"{say('shared_by_member')} shared; uniform edges in these numbers would make {say('pairs_if_uniform')} pairs. "
+        f"The {'rest' if left > 0 else 'difference'}, {left:+.2f}, comes from which edges they are: an edge of alpha* that a member "
+        f"keeps is active in {100 * kept:.0f} % of the steps, an edge of alpha* on average in {100 * any_edge:.0f} %.",
+    ]
