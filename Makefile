@@ -30,16 +30,20 @@ report: $(READY) ## rebuild the tables, figures and report of PROFILE from its r
 
 # One thread a process: the tests are small, and threads of several processes would only wait for each other.
 test: export OMP_NUM_THREADS = 1
-test: $(READY) ## lint, run the notebooks of the library as tests, then pytest
-	$(BIN)/ruff check edgenes tests docs setup.py
+test: BY_HAND = nbs tests docs setup.py edgenes/__init__.py edgenes/__main__.py
+test: $(READY) ## format and lint, run the notebooks of the library as tests, then pytest
+	$(BIN)/ruff format --check $(BY_HAND)
+	$(BIN)/ruff check $(BY_HAND)
 	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^([_.]|experiments$$)'
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
 
-site: $(READY) ## write all notebooks and reports as HTML with navigation and search into _site/, without running them
-	$(BIN)/python docs/build.py _site
+site: $(READY) ## write all notebooks, reports and docstrings as HTML with search into _site/, without running them
+	rm -rf _site
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -c docs . _site
+	@echo "wrote the site: open _site/index.html"
 
 venv: $(READY) ## build .venv from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
 

@@ -33,7 +33,7 @@ def mark(pair):
 
 LACKING, MARKS = {}, []
 if OURS:
-    from edgenes.cli.main import missing
+    from edgenes.cli.study import missing
     from edgenes.core import EdgenesError
 
     try: LACKING = missing(PROFILE, RESULTS, **GIVEN)

@@ -1,4 +1,4 @@
-"""Hands settings.ini, the one source of version and dependencies, to setuptools; pyproject.toml holds the rest."""
+"""Hands version and dependencies from settings.ini to setuptools; the rest is in pyproject.toml."""
 
 from configparser import ConfigParser
 from pathlib import Path

@@ -1,23 +1,21 @@
 """Ensembles of neural networks by differentiable search, with control of their diversity."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .estimator.estimator import (
-        EdgeNES as EdgeNES,
-    )  # type checkers and editors see the class; nothing is imported when the package is
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = ["EdgeNES", "__version__"]
 
+if TYPE_CHECKING:
+    from edgenes.estimator import EdgeNES
+else:
 
-def __getattr__(name: str) -> Any:
-    "`edgenes.EdgeNES`, imported when it is first asked for: what it needs takes seconds to import."
-    if name != "EdgeNES":
-        raise AttributeError(f"module 'edgenes' has no attribute {name!r}")
-    from .estimator.estimator import EdgeNES
+    def __getattr__(name: str) -> type:
+        """`edgenes.EdgeNES`, imported on first use: what it needs takes seconds to import."""
+        if name != "EdgeNES":
+            raise AttributeError(f"module 'edgenes' has no attribute {name!r}")
+        from edgenes.estimator import EdgeNES
 
-    return EdgeNES
+        return EdgeNES
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m edgenes`."""
+"""The command line as `python -m edgenes`."""
 
 from edgenes.cli.main import main
 

@@ -15,30 +15,44 @@ from .genotype import Genotype, SearchSpace
 __all__ = ['Hypernetwork']
 
 # %% ../nbs/method/13_hypernetwork.ipynb #682d005
-def _inside(lam: Tensor, margin: float, top: int) -> Tensor:
-    "lambda, checked: numbers in [-margin, Lambda + margin]."
-    require(lam.ndim <= 1, f"lambda has shape {tuple(lam.shape)}: give a number or a 1-D tensor")
-    low, high = -margin, top + margin
-    inside = (lam >= low - 1e-6) & (lam <= high + 1e-6)
+def _check_lambda(lam: Tensor, margin: float, max_shared: int) -> None:
+    """`EdgenesError` unless all numbers lie in [-margin, Lambda + margin]."""
     require(
-        bool(inside.all()),
-        f"lambda {lam.detach().flatten()[~inside.flatten()][:1].tolist()} is outside "
-        f"[{low:g}, {high:g}]: give a number of shared edges between 0 and {top}",
+        lam.ndim <= 1,
+        f"lambda has shape {tuple(lam.shape)}: give a number or a 1-D tensor",
     )
-    return lam
+    low = -margin
+    high = max_shared + margin
+    is_inside = (lam >= low - 1e-6) & (lam <= high + 1e-6)
+    first_outside = lam.detach().flatten()[~is_inside.flatten()][:1].tolist()
+    require(
+        bool(is_inside.all()),
+        f"lambda {first_outside} is outside [{low:g}, {high:g}]: "
+        f"give a number of shared edges between 0 and {max_shared}",
+    )
 
-# %% ../nbs/method/13_hypernetwork.ipynb #682d005b
-class _Curve(nn.Module):
-    "The broken line through the structure vectors of the knots."
+# %% ../nbs/method/13_hypernetwork.ipynb #c2cb4d2a
+class Hypernetwork(nn.Module):
+    """Piecewise linear map from lambda in [0, Lambda] to a structure vector.
+
+    Source: the paper's section on the hypernetwork, equation 4 with its two weights exchanged.
+
+        >>> hypernetwork = Hypernetwork.of(SearchSpace())
+        >>> hypernetwork(2.5).shape  # a structure vector
+        torch.Size([112])
+        >>> hypernetwork.sample(2.5)  # the genotype that it stands for
+    """
 
     def __init__(
         self,
-        size: int,
-        max_shared: int,
-        knots: int,
-        margin: float,
-        generator: torch.Generator | None,
-        printed: bool,
+        size: int,  # s, length of a structure vector
+        max_shared: int,  # Lambda, edges of a genotype
+        *,
+        knots: int = 5,  # K; the paper uses 5
+        margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
+        space: SearchSpace | None = None,  # needed by `sample`
+        generator: torch.Generator | None = None,  # draws the initial vectors
+        printed_interpolation: bool = False,  # exchange the weights, as equation 4 prints them
     ):
         super().__init__()
         require(
@@ -46,12 +60,41 @@ class _Curve(nn.Module):
             f"size {size}, max_shared {max_shared}: give at least 1 of each",
         )
         require(knots >= 2, f"{knots} knots: give at least 2, the ends")
-        self.max_shared, self.margin, self.printed = max_shared, margin, printed
+        require(
+            space is None or (space.size, space.max_shared) == (size, max_shared),
+            f"size {size}, max_shared {max_shared} do not fit the search space: "
+            "use Hypernetwork.of(space)",
+        )
+        self.max_shared = max_shared
+        self.margin = margin
+        self.space = space
+        self.printed_interpolation = printed_interpolation
         self.vectors = nn.Parameter(1e-3 * torch.randn(knots, size, generator=generator))
         self.segments = nn.Parameter(torch.zeros(knots - 1))
 
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        *,
+        knots: int = 5,  # K; the paper uses 5
+        margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
+        generator: torch.Generator | None = None,  # draws the initial vectors
+        printed_interpolation: bool = False,  # exchange the weights, as equation 4 prints them
+    ) -> Hypernetwork:
+        """A hypernetwork of the sizes of `space`, able to `sample` genotypes."""
+        return cls(
+            space.size,
+            space.max_shared,
+            knots=knots,
+            margin=margin,
+            space=space,
+            generator=generator,
+            printed_interpolation=printed_interpolation,
+        )
+
     def knots(self) -> Tensor:
-        "Positions (K,) of the knots, increasing, the first 0 and the last Lambda exactly."
+        """Positions (K,) of the knots, increasing, the first 0 and the last Lambda exactly."""
         ends = self.segments.new_tensor([0.0, self.max_shared])
         lengths = 0.9 * self.segments.softmax(0) + 0.1 / len(self.segments)
         inner = self.max_shared * lengths.cumsum(0)[:-1]
@@ -61,59 +104,29 @@ class _Curve(nn.Module):
         self,
         lam: float | Tensor,  # lambda, a number or (B,)
     ) -> Tensor:  # (size,) or (B, size)
-        "Structure vectors at lambda. `EdgenesError` for a lambda outside [-margin, Lambda + margin] or not a number."
-        lam = _inside(
-            torch.as_tensor(lam, dtype=self.vectors.dtype, device=self.vectors.device),
-            self.margin,
-            self.max_shared,
-        )
+        """Structure vectors at lambda.
+
+        `EdgenesError` for a lambda outside [-margin, Lambda + margin], or not a number.
+        """
+        lam = torch.as_tensor(lam, dtype=self.vectors.dtype, device=self.vectors.device)
+        _check_lambda(lam, self.margin, self.max_shared)
         knots = self.knots()
-        left = (torch.searchsorted(knots.detach(), lam.detach(), right=True) - 1).clamp(
-            0, len(knots) - 2
-        )
-        weight = ((lam - knots[left]) / (knots[left + 1] - knots[left])).unsqueeze(-1)
-        if self.printed:
+        left = torch.searchsorted(knots.detach(), lam.detach(), right=True) - 1
+        left = left.clamp(0, len(knots) - 2)
+        weight = (lam - knots[left]) / (knots[left + 1] - knots[left])
+        weight = weight.unsqueeze(-1)
+        if self.printed_interpolation:
             weight = 1 - weight
         return (1 - weight) * self.vectors[left] + weight * self.vectors[left + 1]
-
-# %% ../nbs/method/13_hypernetwork.ipynb #c2cb4d2a
-class Hypernetwork(_Curve):
-    "Piecewise linear map from lambda in [0, Lambda] to a structure vector (paper, section on the hypernetwork)."
-
-    def __init__(
-        self,
-        size: int,  # s, length of a structure vector
-        max_shared: int,  # Lambda
-        knots: int = 5,  # K; the paper uses 5
-        margin: float = 0.2,  # epsilon: how far beyond [0, Lambda] lambda may lie
-        space: SearchSpace | None = None,  # needed by `sample`
-        generator: torch.Generator | None = None,  # draws the initial vectors
-        printed: bool = False,  # interpolate as the paper's equation 4 prints it: see below
-    ):
-        super().__init__(size, max_shared, knots, margin, generator, printed)
-        require(
-            space is None or (space.size, space.max_shared) == (size, max_shared),
-            f"size {size}, max_shared {max_shared} do not fit the search space: use Hypernetwork.of(space)",
-        )
-        self.space = space
-
-    @classmethod
-    def of(
-        cls,
-        space: SearchSpace,
-        knots: int = 5,
-        margin: float = 0.2,
-        generator: torch.Generator | None = None,
-        printed: bool = False,
-    ) -> Hypernetwork:
-        "A hypernetwork for `space`, able to `sample` genotypes."
-        return cls(space.size, space.max_shared, knots, margin, space, generator, printed)
 
     def sample(
         self,
         lam: float,  # lambda, between 0 and Lambda
     ) -> Genotype:
-        "The discrete architecture at lambda. `EdgenesError` for a lambda outside [0, Lambda], or without a search space."
+        """The discrete architecture at lambda.
+
+        `EdgenesError` for a lambda outside [0, Lambda], or without a search space.
+        """
         if self.space is None:
             raise EdgenesError(
                 "this hypernetwork has no search space: build it with Hypernetwork.of(space)"

@@ -6,257 +6,306 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Window', 'SMALL', 'LARGE', 'EPS', 'corners', 'by_library', 'widen', 'depthwise', 'pointwise', 'average_pool',
+__all__ = ['SMALL_TENSOR', 'LARGE_TENSOR', 'EPS', 'uses_library', 'corners', 'widen', 'depthwise', 'pointwise', 'average_pool',
            'mean_pixel', 'dense', 'norm_sum', 'batch_norm']
 
-# %% ../nbs/method/08_kernels.ipynb #3203005kern
-def _library_grad(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    pad: tuple[int, int],
-    wanted: tuple[bool, bool],
-) -> Any:
-    "The library's gradient of an undilated depthwise convolution with respect to the input, or to the kernel."
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        [stride] * 2,
-        pad,
-        [1, 1],
-        False,
-        [0, 0],
-        x.shape[1],
-        [*wanted, False],
-    )[wanted.index(True)]
-
-
-def _input_grad(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    "The gradient of the image (identity 2)."
-    half = weight.shape[-1] // 2
-    if stride == 1:
-        return F.conv2d(grad, weight.flip(2, 3), None, 1, dilation * half, dilation, x.shape[1])
-    return _library_grad(grad, x, weight, stride, (half, half), (True, False))
-
-# %% ../nbs/method/08_kernels.ipynb #3203007kern
-Window = tuple[
-    slice, Tensor, tuple[int, int]
-]  # columns of a kernel, the pixels they read, the zeros to add around those
-
-
-def _windows(x: Tensor, k: int, stride: int, size: tuple[int, int]) -> list[Window]:
-    "At most three columns of a kernel of size k at a time, for an output of this size."
-    half, found = k // 2, []
-    if k <= 3:
-        return [(slice(0, k), x, (half, half))]
-    reach = [
-        stride * (out - 1) - (have - 1) for out, have in zip(size, x.shape[2:])
-    ]  # of the last output's middle beyond the image
-    if max((k - 1) // 3 * 3 - half, half - 2 - reach[1]) > x.shape[3]:
-        return [(slice(0, k), x, (half, half))]  # columns that never meet the image
-    low = (
-        x.shape[2] < 2 * k
-    )  # there the library is slow unless it is given the zeros above and below
-    rows = (half, reach[0] + half) if low else (0, 0)
-    for first in range(0, k, 3):
-        last = min(first + 2, k - 1)
-        window = F.pad(x, (half - first, reach[1] + last - half, *rows))
-        found.append((slice(first, last + 1), window, (0 if low else half, 0)))
-    return found
-
-
-def _kernel_grad(grad: Tensor, windows: list[Window], weight: Tensor, stride: int) -> Tensor:
-    "The gradient of an undilated kernel from the windows of its image (identity 4)."
-    parts = [
-        _library_grad(grad, x, weight[..., taps], stride, pad, (False, True))
-        for taps, x, pad in windows
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 3)
-
-
-def _sublattices(x: Tensor) -> Tensor:
-    "The four pixel sub-lattices of (N, C, H, W), H and W even, stacked along the batch: (4N, C, H/2, W/2)."
-    n, c, h, w = x.shape
-    parts = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5)
-    return parts.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)
-
-# %% ../nbs/method/08_kernels.ipynb #3203009kern
-def _even(x: Tensor) -> Tensor:
-    "An image with an odd height or width, padded by one zero at the end."
-    h, w = x.shape[2] % 2, x.shape[3] % 2
-    return F.pad(x, (0, w, 0, h)) if h or w else x
-
-
-class _Corners(torch.autograd.Function):
-    "Pixels (i, i), (i, i + 2), ... for every offset i, side by side (identity 5)."
-
-    @staticmethod
-    def forward(ctx, x, offsets):
-        ctx.size, ctx.offsets = x.shape[2:], offsets
-        x = _even(x)
-        return torch.cat([x[:, :, i::2, i::2] for i in offsets], 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        n, c, h, w = grad.shape
-        whole = grad.new_zeros(n, 2 * h, 2 * w, c // len(ctx.offsets)).permute(0, 3, 1, 2)
-        for i, part in zip(ctx.offsets, grad.chunk(len(ctx.offsets), 1)):
-            whole[:, :, i::2, i::2] = part
-        return whole[:, :, : ctx.size[0], : ctx.size[1]], None
-
-
-def corners(
-    x: Tensor,  # (N, C, H, W)
-    offsets: tuple[int, ...] = (0, 1),
-) -> Tensor:  # (N, offsets * C, ceil(H / 2), ceil(W / 2))
-    "The pixels (0, 0), (0, 2), ... and, after them, (1, 1), (1, 3), ...; an odd image is padded by one zero."
-    return _Corners.apply(x, offsets)
-
-# %% ../nbs/method/08_kernels.ipynb #3203011kern
-class _Depthwise(torch.autograd.Function):
-    "Depthwise convolutions of one image, side by side, whose backward pass uses identities 2 to 4."
-
-    @staticmethod
-    def forward(ctx, x, weight, stride, dilation):
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.dilation, ctx.fan = stride, dilation, weight.shape[0] // x.shape[1]
-        parts = [
-            F.conv2d(x, w, None, stride, dilation * (w.shape[-1] // 2), dilation, x.shape[1])
-            for w in weight.chunk(ctx.fan)
-        ]
-        return parts[0] if ctx.fan == 1 else torch.cat(parts, 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x, weight), stride, dilation = ctx.saved_tensors, ctx.stride, ctx.dilation
-        pairs = [
-            (g.contiguous(memory_format=torch.channels_last), w)
-            for g, w in zip(grad.chunk(ctx.fan, 1), weight.chunk(ctx.fan))
-        ]
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            for g, w in pairs:
-                part = _input_grad(g, x, w, stride, dilation)
-                grad_x = part if grad_x is None else grad_x.add_(part)
-        if ctx.needs_input_grad[1]:
-            if dilation == 2:
-                x, pairs = _sublattices(_even(x)), [(_sublattices(_even(g)), w) for g, w in pairs]
-            windows = _windows(x, weight.shape[-1], stride, pairs[0][0].shape[2:])
-            parts = [_kernel_grad(g, windows, w, stride) for g, w in pairs]
-            grad_weight = parts[0] if ctx.fan == 1 else torch.cat(parts)
-        return grad_x, grad_weight, None, None
-
 # %% ../nbs/method/08_kernels.ipynb #3203012kern
-def by_library(x: Tensor) -> bool:
-    "Whether the library's own routes are taken: away from the CPU, while a network is traced (`torch.export`, `torch.compile`), and under autocast."
+def uses_library(x: Tensor) -> bool:
+    """Whether an operation on x is left to the library's own routes.
+
+    They are taken away from the CPU, while a network is traced (`torch.export`, `torch.compile`),
+    and under autocast.
+    """
     return (
         x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
     )
 
 
-SMALL = (
-    2**15
-)  # below so many numbers a call costs more than its work: one wide convolution, above it one a set of kernels
+# Below so many numbers a call costs more than its work: one wide convolution is faster than
+# several narrow ones.
+SMALL_TENSOR = 2**15
 
-LARGE = (
-    2**18
-)  # from so many numbers on, BN and pools that cost more calls and less memory are faster, and the library's product of small matrices
+# From so many numbers on, memory costs more than calls: BN and pools in more calls that make
+# fewer tensors are faster, and so is the library's product of small matrices.
+LARGE_TENSOR = 2**18
+
+# %% ../nbs/method/08_kernels.ipynb #3203005kern
+def _library_gradient(
+    grad: Tensor,  # of the output
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: tuple[int, int],
+    *,
+    of_input: bool,  # True: with respect to x; False: with respect to the kernel
+) -> Tensor:
+    """The library's gradient of an undilated depthwise convolution."""
+    gradients = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        bias_sizes=None,
+        stride=[stride, stride],
+        padding=padding,
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=x.shape[1],
+        output_mask=[of_input, not of_input, False],
+    )
+    return gradients[0] if of_input else gradients[1]
 
 
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of the image (identity 2)."""
+    half = weight.shape[-1] // 2
+    if stride == 1:
+        turned = weight.flip(2, 3)
+        return F.conv2d(grad, turned, None, 1, dilation * half, dilation, x.shape[1])
+    return _library_gradient(grad, x, weight, stride, (half, half), of_input=True)
+
+# %% ../nbs/method/08_kernels.ipynb #3203007kern
+class _Window(NamedTuple):
+    """What some columns of a kernel read of an image."""
+
+    columns: slice  # of the kernel
+    image: Tensor
+    padding: tuple[int, int]  # zeros around it that are still to be added, by rows and columns
+
+
+def _windows(
+    x: Tensor,  # (N, C, H, W)
+    k: int,  # size of the kernel
+    stride: int,
+    output_size: tuple[int, int],
+) -> list[_Window]:
+    """The windows of an image for at most three columns of a kernel each."""
+    half = k // 2
+    whole_image = [_Window(slice(0, k), x, (half, half))]
+    if k <= 3:
+        return whole_image
+    height, width = x.shape[2:]
+    # How far the middle of the last output lies beyond the last pixel:
+    rows_beyond = stride * (output_size[0] - 1) - (height - 1)
+    columns_beyond = stride * (output_size[1] - 1) - (width - 1)
+    last_first_column = (k - 1) // 3 * 3
+    if max(last_first_column - half, half - 2 - columns_beyond) > width:
+        return whole_image  # some columns never meet the image
+    # On low images the library is slow unless it is given the zeros above and below.
+    is_low = height < 2 * k
+    zero_rows = (half, rows_beyond + half) if is_low else (0, 0)
+    row_padding = 0 if is_low else half
+    windows = []
+    for first in range(0, k, 3):
+        last = min(first + 2, k - 1)
+        image = F.pad(x, (half - first, columns_beyond + last - half, *zero_rows))
+        windows.append(_Window(slice(first, last + 1), image, (row_padding, 0)))
+    return windows
+
+
+def _kernel_gradient(grad: Tensor, windows: list[_Window], weight: Tensor, stride: int) -> Tensor:
+    """The gradient of an undilated kernel from the windows of its image (identity 4)."""
+    gradients = []
+    for columns, image, padding in windows:
+        taps = weight[..., columns]
+        gradients.append(_library_gradient(grad, image, taps, stride, padding, of_input=False))
+    return gradients[0] if len(gradients) == 1 else torch.cat(gradients, 3)
+
+# %% ../nbs/method/08_kernels.ipynb #3203007b
+def _pad_to_even(x: Tensor) -> Tensor:
+    """An image with an odd height or width, padded by one row or column of zeros at the end."""
+    odd_rows = x.shape[2] % 2
+    odd_columns = x.shape[3] % 2
+    if odd_rows or odd_columns:
+        return F.pad(x, (0, odd_columns, 0, odd_rows))
+    return x
+
+
+def _sublattices(
+    x: Tensor,  # (N, C, H, W), H and W even
+) -> Tensor:  # (4N, C, H / 2, W / 2)
+    """The four sub-lattices of pixels of the same parity, stacked along the batch."""
+    n, c, h, w = x.shape
+    parts = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)
+    parts = parts.permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)
+
+# %% ../nbs/method/08_kernels.ipynb #3203011kern
+class _Depthwise(torch.autograd.Function):
+    """Depthwise convolutions of one image, side by side, by identities 2 to 4."""
+
+    @staticmethod
+    def forward(ctx, x, weight, stride, dilation):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        ctx.dilation = dilation
+        ctx.sets = weight.shape[0] // x.shape[1]  # of kernels, each with one per channel
+        padding = dilation * (weight.shape[-1] // 2)
+        outputs = []
+        for kernels in weight.chunk(ctx.sets):
+            outputs.append(F.conv2d(x, kernels, None, stride, padding, dilation, x.shape[1]))
+        return outputs[0] if ctx.sets == 1 else torch.cat(outputs, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grads = []
+        for part in grad.chunk(ctx.sets, 1):
+            grads.append(part.contiguous(memory_format=torch.channels_last))
+        kernel_sets = weight.chunk(ctx.sets)
+        grad_x = None
+        grad_weight = None
+        if ctx.needs_input_grad[0]:
+            for part, kernels in zip(grads, kernel_sets):
+                summand = _input_gradient(part, x, kernels, ctx.stride, ctx.dilation)
+                grad_x = summand if grad_x is None else grad_x.add_(summand)
+        if ctx.needs_input_grad[1]:
+            if ctx.dilation == 2:
+                x = _sublattices(_pad_to_even(x))
+                grads = [_sublattices(_pad_to_even(part)) for part in grads]
+            windows = _windows(x, weight.shape[-1], ctx.stride, grads[0].shape[2:])
+            gradients = []
+            for part, kernels in zip(grads, kernel_sets):
+                gradients.append(_kernel_gradient(part, windows, kernels, ctx.stride))
+            grad_weight = gradients[0] if ctx.sets == 1 else torch.cat(gradients)
+        return grad_x, grad_weight, None, None
+
+# %% ../nbs/method/08_kernels.ipynb #3203009kern
+class _Corners(torch.autograd.Function):
+    """Pixels (i, i), (i, i + 2), ... for every offset i, side by side (identity 5)."""
+
+    @staticmethod
+    def forward(ctx, x, offsets):
+        ctx.size = x.shape[2:]
+        ctx.offsets = offsets
+        x = _pad_to_even(x)
+        return torch.cat([x[:, :, i::2, i::2] for i in offsets], 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        n, c, h, w = grad.shape
+        count = len(ctx.offsets)
+        grad_x = grad.new_zeros(n, 2 * h, 2 * w, c // count).permute(0, 3, 1, 2)
+        for i, part in zip(ctx.offsets, grad.chunk(count, 1)):
+            grad_x[:, :, i::2, i::2] = part
+        height, width = ctx.size
+        return grad_x[:, :, :height, :width], None
+
+
+def corners(
+    x: Tensor,  # (N, C, H, W)
+    offsets: tuple[int, ...] = (0, 1),  # 0: even pixels, 1: odd ones
+) -> Tensor:  # (N, offsets * C, ceil(H / 2), ceil(W / 2))
+    """The pixels (0, 0), (0, 2), ... and, after them along the channels, (1, 1), (1, 3), ...
+
+    An odd image is padded by zeros at the end.
+    """
+    return _Corners.apply(x, offsets)
+
+# %% ../nbs/method/08_kernels.ipynb #3203012b
 def widen(
     x: Tensor,  # (N, C, H, W)
     m: int,
 ) -> Tensor:  # (N, m * C, H, W), channels last
-    "The same image m times, side by side."
-    return (
-        x
-        if m == 1
-        else x.permute(0, 2, 3, 1)
-        .unsqueeze(3)
-        .expand(-1, -1, -1, m, -1)
-        .flatten(3)
-        .permute(0, 3, 1, 2)
-    )
+    """The same image m times, side by side."""
+    if m == 1:
+        return x
+    pixels = x.permute(0, 2, 3, 1).unsqueeze(3)
+    return pixels.expand(-1, -1, -1, m, -1).flatten(3).permute(0, 3, 1, 2)
 
 
 def depthwise(
     x: Tensor,  # (N, C, H, W)
-    weight: Tensor,  # (m * C, 1, k, k), k odd: m kernels a channel, set by set
+    weight: Tensor,  # (m * C, 1, k, k), k odd: m kernels per channel, set by set
     stride: int = 1,  # 1 or 2
     dilation: int = 1,  # 1 or 2
 ) -> Tensor:  # (N, m * C, ceil(H / stride), ceil(W / stride))
-    "Depthwise convolution with padding that keeps the size: equal to `torch.nn.functional.conv2d`, by faster routes on a CPU."
+    """Depthwise convolution with the padding that keeps the size, by faster routes on a CPU.
+
+    Equal to `torch.nn.functional.conv2d` of the image repeated m times, with its C groups.
+    """
     if stride == 2 and dilation == 2:
-        x, stride, dilation = corners(x, (0,)), 1, 1
-    if by_library(x) or x.numel() < SMALL:
+        x = corners(x, (0,))
+        stride = 1
+        dilation = 1
+    if uses_library(x) or x.numel() < SMALL_TENSOR:
         x = widen(x, weight.shape[0] // x.shape[1])
-    if not by_library(x):
-        return _Depthwise.apply(
-            x.contiguous(memory_format=torch.channels_last), weight, stride, dilation
-        )
-    return F.conv2d(
-        x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1]
-    )
+    if not uses_library(x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        return _Depthwise.apply(x, weight, stride, dilation)
+    padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
 
 # %% ../nbs/method/08_kernels.ipynb #3203016kern
-def _blocks(x: Tensor, groups: int) -> Tensor:
-    "A dense channels_last (N, groups * C, H, W) as (groups, N * H * W, C), without a copy."
-    c = x.shape[1] // groups
-    return x.as_strided((groups, x.numel() // x.shape[1], c), (c, x.shape[1], 1))
+def _channels_last(x: Tensor) -> Tensor:
+    """x with its channels last in memory; also where a side of 1 leaves the strides open."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if x.stride(1) == 1:
+        return x
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def _product(x: Tensor, matrices: Tensor) -> Tensor:
-    "(N, groups * A, H, W) times (groups, A, B): channels_last (N, groups * B, H, W)."
+def _blocks(
+    x: Tensor,  # (N, groups * C, H, W), dense with the channels last
+    groups: int,
+) -> Tensor:  # (groups, N * H * W, C)
+    """The matrices of pixels by channels of all groups, without a copy."""
+    all_channels = x.shape[1]
+    channels = all_channels // groups
+    pixels = x.numel() // all_channels
+    return x.as_strided((groups, pixels, channels), (channels, all_channels, 1))
+
+
+def _product(
+    x: Tensor,  # (N, groups * A, H, W), dense with the channels last
+    matrices: Tensor,  # (groups, A, B)
+) -> Tensor:  # (N, groups * B, H, W), dense with the channels last
+    """The product of every group with its matrix."""
     groups, a, b = matrices.shape
-    if x.numel() >= LARGE:
-        return F.conv2d(x, matrices.transpose(1, 2).reshape(groups * b, a, 1, 1), groups=groups)
-    out = torch.empty(
+    if x.numel() >= LARGE_TENSOR:
+        weight = matrices.transpose(1, 2).reshape(groups * b, a, 1, 1)
+        return F.conv2d(x, weight, groups=groups)
+    output = torch.empty(
         (x.shape[0], groups * b, *x.shape[2:]),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,
     )
-    torch.bmm(_blocks(x, groups), matrices, out=_blocks(out, groups))
-    return out
+    torch.bmm(_blocks(x, groups), matrices, out=_blocks(output, groups))
+    return output
 
 # %% ../nbs/method/08_kernels.ipynb #3203017kern
 class _Pointwise(torch.autograd.Function):
-    "A grouped 1x1 convolution as a batch of matrix products (identity 6)."
+    """A grouped 1x1 convolution as a batch of matrix products (identity 6)."""
 
     @staticmethod
     def forward(ctx, x, weight, groups):
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        return _product(x, weight.view(groups, -1, weight.shape[1]).transpose(1, 2))
+        matrices = weight.view(groups, -1, weight.shape[1])
+        return _product(x, matrices.transpose(1, 2))
 
     @staticmethod
     def backward(ctx, grad):
-        (x, weight), groups = ctx.saved_tensors, ctx.groups
+        x, weight = ctx.saved_tensors
+        groups = ctx.groups
         grad = _channels_last(grad)
-        grad_x = grad_weight = None
+        grad_x = None
+        grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = _product(grad, weight.view(groups, -1, weight.shape[1]))
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.bmm(_blocks(grad, groups).transpose(1, 2), _blocks(x, groups)).view(
-                weight.shape
-            )
+            matrices = torch.bmm(_blocks(grad, groups).transpose(1, 2), _blocks(x, groups))
+            grad_weight = matrices.view(weight.shape)
         return grad_x, grad_weight, None
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    "x with its channels last in memory; also where a side of 1 leaves the strides open."
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x if x.stride(1) == 1 else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def pointwise(
@@ -264,33 +313,43 @@ def pointwise(
     weight: Tensor,  # (groups * B, A, 1, 1)
     groups: int = 1,
 ) -> Tensor:  # (N, groups * B, H, W)
-    "A grouped 1x1 convolution: equal to `torch.nn.functional.conv2d(x, weight, groups=groups)`, by a faster route on a CPU."
-    if by_library(x):
+    """A grouped 1x1 convolution by a faster route on a CPU.
+
+    Equal to `torch.nn.functional.conv2d(x, weight, groups=groups)`.
+    """
+    if uses_library(x):
         return F.conv2d(x, weight, groups=groups)
     return _Pointwise.apply(_channels_last(x), weight, groups)
 
 # %% ../nbs/method/08_kernels.ipynb #3203020kern
 def average_pool(
     x: Tensor,  # (N, C, H, W)
-    stride: int = 1,
+    stride: int = 1,  # 1 or 2
 ) -> Tensor:  # (N, C, ceil(H / stride), ceil(W / stride))
-    "3x3 average pool that counts the pixels inside the image: equal to `avg_pool2d(x, 3, stride, 1, count_include_pad=False)`."
-    if by_library(x) or x.numel() < LARGE:
+    """3x3 average pool over the pixels inside the image.
+
+    Equal to `avg_pool2d(x, 3, stride, 1, count_include_pad=False)`.
+    """
+    if uses_library(x) or x.numel() < LARGE_TENSOR:
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     ones = torch.ones((x.shape[1], 1, 3, 3), dtype=x.dtype, device=x.device)
-    inside = F.conv2d(torch.ones_like(x[:1, :1]), ones[:1], None, stride, 1)
-    return depthwise(x, ones, stride) / inside
+    pixels_inside = F.conv2d(torch.ones_like(x[:1, :1]), ones[:1], None, stride, 1)
+    return depthwise(x, ones, stride) / pixels_inside
 
 
 def mean_pixel(
     x: Tensor,  # (N, C, H, W)
 ) -> Tensor:  # (N, C)
-    "Mean over the pixels, as a product with 1 / HW: its gradient, unlike that of `mean`, keeps the channels last."
-    rows = x.permute(0, 2, 3, 1).flatten(1, 2)
-    return rows.new_full((rows.shape[0], 1, rows.shape[1]), 1 / rows.shape[1]).bmm(rows)[:, 0]
+    """Mean over the pixels; its gradient, unlike that of `mean`, keeps the channels last."""
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    count = pixels.shape[1]
+    row = pixels.new_full((pixels.shape[0], 1, count), 1 / count)
+    return row.bmm(pixels)[:, 0]
 
 
 class _Dense(torch.autograd.Function):
+    """The identity, with a gradient that is dense with its channels last."""
+
     @staticmethod
     def forward(ctx, x):
         return x.view_as(x)
@@ -300,108 +359,160 @@ class _Dense(torch.autograd.Function):
         return grad.contiguous(memory_format=torch.channels_last)
 
 
-def dense(x: Tensor) -> Tensor:
-    "x itself, but its gradient is made dense with the channels last: that of a concatenation is a slice, for which libraries take slow routes."
+def dense(
+    x: Tensor,  # (N, C, H, W)
+) -> Tensor:  # x itself
+    """x itself, with a gradient that is made dense with its channels last.
+
+    The gradient of a part of a concatenation is a slice, for which libraries take slow routes.
+    """
     return _Dense.apply(x)
 
 # %% ../nbs/method/08_kernels.ipynb #3203021bkern
 EPS = 1e-5  # what BN adds to a variance
 
 
-def _interleaved(x: Tensor) -> int:
-    "How many pixels are taken as one: the fewest whose channels together fill vectors of 16 numbers (identity 9)."
-    k = math.lcm(x.shape[1], 16) // x.shape[1]
-    return k if x.shape[1] % 2 == 0 and x.numel() // x.shape[1] % (2 * k) == 0 else 1
+def _pixels_per_row(x: Tensor) -> int:
+    """k, the fewest pixels whose channels together fill vectors of 16 numbers (identity 9)."""
+    channels = x.shape[1]
+    pixels = x.numel() // channels
+    k = math.lcm(channels, 16) // channels
+    return k if channels % 2 == 0 and pixels % (2 * k) == 0 else 1
 
 
-def _long(x: Tensor, k: int) -> Tensor:
-    "A dense channels_last (N, C, H, W) as one channels_last image (1, k * C, pixels / k, 1), without a copy."
-    return x.permute(0, 2, 3, 1).reshape(1, -1, 1, k * x.shape[1]).permute(0, 3, 1, 2)
+def _interleave(
+    x: Tensor,  # (N, C, H, W), dense with the channels last
+    k: int,
+) -> Tensor:  # (1, k * C, pixels / k, 1), channels last
+    """Every k neighbouring pixels as one pixel, without a copy."""
+    rows = x.permute(0, 2, 3, 1).reshape(1, -1, 1, k * x.shape[1])
+    return rows.permute(0, 3, 1, 2)
 
 
 def _moments(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "Mean and 1 / standard deviation of every channel, k times: (k * C,) (identity 9)."
-    mean, variance = torch.batch_norm_update_stats(_long(x, k), None, None, 0.0)
+    """Mean and 1 / sigma of every channel, k times: (k * C,) each (identity 9)."""
+    mean, variance = torch.batch_norm_update_stats(_interleave(x, k), None, None, 0.0)
     if k == 1:
         return mean, variance.add_(EPS).rsqrt_()
-    between, mean = torch.var_mean(mean.view(k, -1), 0, correction=0)
-    deviation = variance.view(k, -1).mean(0).add_(between).add_(EPS).rsqrt_()
-    return mean.repeat(k), deviation.repeat(k)
+    variance_of_means, mean = torch.var_mean(mean.view(k, -1), 0, correction=0)
+    variance = variance.view(k, -1).mean(0).add_(variance_of_means)
+    inverse_sigma = variance.add_(EPS).rsqrt_()
+    return mean.repeat(k), inverse_sigma.repeat(k)
+
+# %% ../nbs/method/08_kernels.ipynb #3203021dkern
+def _norm_gradients(
+    grad: Tensor,  # g, of the sum
+    x: Tensor,  # z, the term
+    factor: Tensor,  # f, (k * C,)
+    mean: Tensor,  # mu, (k * C,)
+    inverse_sigma: Tensor,  # 1 / sigma, (k * C,)
+    k: int,
+    *,
+    needs_x: bool,
+    needs_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # of z and of m, where they are needed
+    """The gradients of one term of a weighted sum with respect to the tensor and its weights."""
+    grad_rows = _interleave(grad, k)
+    x_rows = _interleave(x, k)
+    _, d_scale, grad_sum = torch.ops.aten.native_batch_norm_backward(
+        grad_rows,
+        x_rows,
+        weight=None,
+        running_mean=None,
+        running_var=None,
+        save_mean=mean,
+        save_invstd=inverse_sigma,
+        train=True,
+        eps=EPS,
+        output_mask=[False, True, True],
+    )
+    if k > 1:
+        d_scale = d_scale.view(k, -1).sum(0)
+        grad_sum = grad_sum.view(k, -1).sum(0)
+    d_x = None
+    if needs_x:
+        # d_x = factor * grad + slope * x + shift
+        n = x.numel() // x.shape[1]
+        slope = (factor * inverse_sigma).view(k, -1).mul_(d_scale).div_(-n)
+        shift = factor.view(k, -1).mul(grad_sum).div_(-n)
+        shift.addcmul_(slope, mean.view(k, -1), value=-1)
+        d_x = torch.empty_like(x)
+        d_x_rows = _interleave(d_x, k)
+        torch.addcmul(_as_channels(shift), grad_rows, _as_channels(factor), out=d_x_rows)
+        d_x_rows.addcmul_(x_rows, _as_channels(slope))
+    return d_x, d_scale if needs_scale else None
+
+
+def _as_channels(values: Tensor) -> Tensor:
+    """One number per channel, in the shape of an image."""
+    return values.view(1, -1, 1, 1)
 
 # %% ../nbs/method/08_kernels.ipynb #3203021ckern
 class _NormSum(torch.autograd.Function):
-    "The weighted sum of normalised tensors (identity 10); a weight of None is 1."
+    """The weighted sum of normalised tensors (identity 10); a weight of None is 1."""
 
     @staticmethod
-    def forward(ctx, count, *given):  # so many tensors, then their weights
-        xs, scales = given[:count], given[count:]
-        ctx.k = k = _interleaved(xs[0])
+    def forward(ctx, count, *arguments):  # so many tensors, and after them their weights
+        xs = arguments[:count]
+        scales = arguments[count:]
+        k = _pixels_per_row(xs[0])
         moments = [_moments(x, k) for x in xs]
-        factors = [
-            d if scale is None else (d.view(k, -1) * scale).view(-1)
-            for scale, (_, d) in zip(scales, moments)
-        ]
-        ctx.save_for_backward(*xs, *factors, *(m for pair in moments for m in pair))
-        shift = factors[0] * moments[0][0]
-        for f, (mean, _) in zip(factors[1:], moments[1:]):
-            shift.addcmul_(f, mean)
-        out, total = torch.empty_like(xs[0]), shift.neg_().view(1, -1, 1, 1)
-        for x, f in zip(xs, factors):
-            total = torch.addcmul(total, _long(x, k), f.view(1, -1, 1, 1), out=_long(out, k))
-        return out
+        factors = []
+        for scale, (_, inverse_sigma) in zip(scales, moments):
+            if scale is None:
+                factors.append(inverse_sigma)
+            else:
+                factors.append((inverse_sigma.view(k, -1) * scale).view(-1))
+        means = [mean for mean, _ in moments]
+        inverse_sigmas = [inverse_sigma for _, inverse_sigma in moments]
+        ctx.k = k
+        ctx.count = count
+        ctx.save_for_backward(*xs, *factors, *means, *inverse_sigmas)
+
+        shift = factors[0] * means[0]
+        for factor, mean in zip(factors[1:], means[1:]):
+            shift.addcmul_(factor, mean)
+        total = _as_channels(shift.neg_())
+        output = torch.empty_like(xs[0])
+        output_rows = _interleave(output, k)
+        for x, factor in zip(xs, factors):
+            x_rows = _interleave(x, k)
+            total = torch.addcmul(total, x_rows, _as_channels(factor), out=output_rows)
+        return output
 
     @staticmethod
     def backward(ctx, grad):
-        saved, grad = ctx.saved_tensors, _channels_last(grad)
-        count = len(saved) // 4
-        xs, factors, means, deviations = (
-            saved[:count],
-            saved[count : 2 * count],
-            saved[2 * count :: 2],
-            saved[2 * count + 1 :: 2],
-        )
-        wanted = zip(ctx.needs_input_grad[1:], ctx.needs_input_grad[1 + count :])
-        found = [
-            _norm_grad(grad, x, factor, mean, deviation, ctx.k, need)
-            for x, factor, mean, deviation, need in zip(xs, factors, means, deviations, wanted)
-        ]
-        return None, *(dx for dx, _ in found), *(ds for _, ds in found)
+        count = ctx.count
+        saved = ctx.saved_tensors
+        grad = _channels_last(grad)
+        d_xs = []
+        d_scales = []
+        for i in range(count):
+            x, factor, mean, inverse_sigma = saved[i::count]
+            d_x, d_scale = _norm_gradients(
+                grad,
+                x,
+                factor,
+                mean,
+                inverse_sigma,
+                ctx.k,
+                needs_x=ctx.needs_input_grad[1 + i],
+                needs_scale=ctx.needs_input_grad[1 + count + i],
+            )
+            d_xs.append(d_x)
+            d_scales.append(d_scale)
+        return None, *d_xs, *d_scales
 
-# %% ../nbs/method/08_kernels.ipynb #3203021dkern
-def _norm_grad(
-    grad: Tensor,
-    x: Tensor,
-    factor: Tensor,
-    mean: Tensor,
-    deviation: Tensor,
-    k: int,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    "The gradients of one term with respect to the tensor and its weights; `deviation` is 1 / sigma."
-    flat, pixels = _long(grad, k), _long(x, k)
-    _, d_scale, total = torch.ops.aten.native_batch_norm_backward(
-        flat, pixels, None, None, None, mean, deviation, True, EPS, [False, True, True]
-    )
-    if k > 1:
-        d_scale, total = (v.view(k, -1).sum(0) for v in (d_scale, total))
-    if not wanted[0]:
-        return None, d_scale
-    n = x.numel() // x.shape[1]
-    slope = (factor * deviation).view(k, -1).mul_(d_scale).div_(-n)
-    shift = factor.view(k, -1).mul(total).div_(-n).addcmul_(slope, mean.view(k, -1), value=-1)
-    slope, shift, factor = (v.view(1, -1, 1, 1) for v in (slope, shift, factor))
-    dx = torch.empty_like(x)
-    torch.addcmul(shift, flat, factor, out=_long(dx, k))
-    _long(dx, k).addcmul_(pixels, slope)
-    return dx, d_scale if wanted[1] else None
-
-
+# %% ../nbs/method/08_kernels.ipynb #3203021n
 def norm_sum(
-    xs: list[Tensor],  # (N, C, H, W) each
-    scales: list[Tensor | None],  # (C,) each; None: 1
+    xs: Sequence[Tensor],  # (N, C, H, W) each
+    scales: Sequence[Tensor | None],  # (C,) each; None: 1
 ) -> Tensor:  # (N, C, H, W)
-    "The sum of the tensors, each normalised by its batch statistics and multiplied by its weights: BN without running statistics, by a faster route on a CPU."
-    if not by_library(xs[0]) and xs[0].numel() >= LARGE:
+    """The sum of the tensors, each normalised over the batch and multiplied by its weights.
+
+    This is BN without running statistics, by a faster route on a CPU.
+    """
+    if not uses_library(xs[0]) and xs[0].numel() >= LARGE_TENSOR:
         return _NormSum.apply(len(xs), *map(_channels_last, xs), *scales)
     total = F.batch_norm(xs[0], None, None, scales[0], training=True)
     for x, scale in zip(xs[1:], scales[1:]):
@@ -409,6 +520,8 @@ def norm_sum(
     return total
 
 
-def batch_norm(x: Tensor) -> Tensor:
-    "BN by the statistics of the batch, without scale and shift."
+def batch_norm(
+    x: Tensor,  # (N, C, H, W)
+) -> Tensor:  # (N, C, H, W)
+    """BN by the statistics of the batch, without scale and shift."""
     return norm_sum([x], [None])

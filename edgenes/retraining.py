@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,150 +16,169 @@ from torch import Tensor, nn
 
 from .core import Diverged, check_int, derive_seed, stream
 from .data import Augment, Data, Split, batches
-from .device import accelerated, compute_seconds
+from .device import accelerated
 from .discrete import DiscreteNetwork
 from .genotype import Genotype
 from .network import check_batch
-from .training import Checkpoint, anneal_cosine, restore
+from .training import Checkpoint, WeightOptimiser, later, train_epochs
 
 # %% auto #0
-__all__ = ['RetrainSettings', 'retrain', 'Normaliser', 'predict']
+__all__ = ['DiscreteSettings', 'RetrainSettings', 'new_network', 'retrain', 'Normaliser', 'predict']
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9014
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSettings:
+    """The size of a discrete network, and what DARTS adds to the training of deep ones."""
+
+    channels: int = 16  # C, channels of the first cell before it reduces
+    layers: int = 2  # number of cells
+    drop_path: float = 0.0  # probability of dropping an edge, which grows linearly to this value
+    auxiliary: bool = False  # a second head, on an inner cell
+    auxiliary_weight: float = 0.4  # of its loss
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrainSettings:
-    "Budgets and step sizes of a retraining; the defaults are the paper's."
+    """Everything that a retraining depends on but its data, genotype and seed."""
 
     epochs: int = 50
-    batch_size: int = 96
-    channels: int = 16
-    layers: int = 2
-    lr: float = 0.025  # SGD step, cosine to `lr_end`
-    lr_end: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip: float = 5.0  # norm to which the gradient is clipped
-    drop_path: float = 0.0  # grows linearly to this probability
-    auxiliary: bool = False
-    auxiliary_weight: float = 0.4
-    augment: Augment = Augment(pad=4, flip=True)
-    accelerate: bool = False  # compiled; on a GPU also bf16 and CUDA graphs
+    batch_size: int = 96  # images per batch
+    network: DiscreteSettings = DiscreteSettings()
+    optimiser: WeightOptimiser = field(default_factory=WeightOptimiser)
+    augment: Augment = field(default_factory=lambda: Augment(pad=4, flip=True))
+    accelerate: bool = later(False)  # compile, and on a GPU also bf16 and CUDA graphs
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_int(getattr(self, name), name)
-
-    def described(self) -> dict[str, Any]:
-        "The settings as inputs of a record; without acceleration nothing is said of it, so that the keys of plain runs are those of always."
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if (name, value) != ("accelerate", False)
-        }
+        check_int(self.epochs, "epochs")
+        check_int(self.batch_size, "batch_size")
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9016
+def new_network(
+    data: Data,
+    genotype: Genotype,
+    settings: DiscreteSettings,
+    seed: int = 0,  # seeds the initial weights
+) -> DiscreteNetwork:
+    """The untrained network of a genotype, on the device of `data` and channels_last in memory."""
+    network = DiscreteNetwork(
+        genotype,
+        data.classes,
+        data.channels,
+        channels=settings.channels,
+        layers=settings.layers,
+        drop_path=settings.drop_path,
+        auxiliary=settings.auxiliary,
+        seed=seed,
+    )
+    return network.to(data.train.images.device).to(memory_format=torch.channels_last)
+
+
 def retrain(
     data: Data,
     genotype: Genotype,
     settings: RetrainSettings,
     seed: int,  # names every stream of chance of this training
-    checkpoint: Checkpoint | None = None,  # resumes from it and saves to it after every epoch
-    progress: Callable[[int, int], None] | None = None,  # called with (epochs done, epochs)
+    *,
+    checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch
+    should_stop: Callable[[], bool] | None = None,  # asked after every epoch but the last
+    on_epoch: Callable[[int, int], None] | None = None,  # called with (epochs done, epochs)
 ) -> tuple[
-    DiscreteNetwork, list[dict[str, Any]]
-]:  # the network in evaluation mode, one log entry an epoch
-    "Trains the network of a genotype from scratch, on the device of `data`. `EdgenesError` when the loss diverges."
-    s, device = settings, data.train.images.device
-    net = (
-        DiscreteNetwork(
-            genotype,
-            data.classes,
-            data.channels,
-            s.channels,
-            s.layers,
-            s.drop_path,
-            s.auxiliary,
-            derive_seed(seed, "network"),
-        )
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
-    optimiser = torch.optim.SGD(net.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay)
-    check_batch(min(s.batch_size, len(data.train)), (1, 1) if s.auxiliary else data.shape, s.layers)
-    parts: dict[str, Any] = {"net": net, "optimiser": optimiser}
-    log, forward = (
-        restore(checkpoint, parts, s.epochs),
-        accelerated(net.features, device, s.accelerate),
-    )
-    for epoch in range(len(log), s.epochs):
-        start = compute_seconds(device)
-        loss = _epoch(net, forward, optimiser, data, s, seed, epoch)
+    DiscreteNetwork,  # in evaluation mode
+    list[dict[str, Any]],  # one log entry per epoch
+]:
+    """Trains the network of a genotype from scratch, on the device of `data`.
+
+    `Diverged` when the loss or a weight is not finite; `EdgenesError` when a checkpoint does not
+    fit, or a batch is too small for BN.
+
+    >>> network, log = retrain(data, genotype, RetrainSettings(epochs=10), seed=0)
+    >>> predict(network, data.test, data)  # (images, classes) probabilities
+    """
+    device = data.train.images.device
+    network = new_network(data, genotype, settings.network, derive_seed(seed, "network"))
+    optimiser = settings.optimiser.new(network.parameters())
+    forward = accelerated(network.features, device, settings.accelerate)
+    # The BN of the auxiliary head sees a single pixel of every image.
+    smallest = (1, 1) if settings.network.auxiliary else data.shape
+    check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
+
+    def train_one(epoch: int) -> dict[str, Any]:
+        loss = _run_epoch(network, forward, optimiser, data, settings, seed, epoch)
         if not math.isfinite(loss):
             raise Diverged(
-                f"the retraining of {genotype.key} diverged in epoch {epoch} (loss is not finite): lower lr"
+                f"the retraining of {genotype.key} diverged in epoch {epoch} "
+                "(loss is not finite): lower lr"
             )
-        log.append(
-            {"epoch": epoch, "train_loss_nats": loss, "seconds": compute_seconds(device) - start}
-        )
-        if checkpoint is not None:
-            checkpoint.save(
-                {name: part.state_dict() for name, part in parts.items()} | {"log": log}
-            )
-        if progress is not None:
-            progress(epoch + 1, s.epochs)
-    if not all(w.isfinite().all() for w in net.state_dict().values()):
+        return {"epoch": epoch, "train_loss_nats": loss}
+
+    log = train_epochs(
+        train_one,
+        settings.epochs,
+        {"net": network, "optimiser": optimiser},
+        device,
+        checkpoint=checkpoint,
+        should_stop=should_stop,
+        on_epoch=on_epoch,
+    )
+    if not all(weight.isfinite().all() for weight in network.state_dict().values()):
         raise Diverged(
-            f"the retraining of {genotype.key} diverged in its last step (weights are not finite): lower lr"
+            f"the retraining of {genotype.key} diverged in its last step "
+            "(weights are not finite): lower lr"
         )
-    return net.eval(), log
+    return network.eval(), log
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9017
-def _epoch(
-    net: DiscreteNetwork,
-    forward: Callable[[Tensor], Any],
+def _run_epoch(
+    network: DiscreteNetwork,
+    forward: Callable[[Tensor], Any],  # its (logits, logits of the auxiliary head or None)
     optimiser: torch.optim.Optimizer,
     data: Data,
-    s: RetrainSettings,
+    settings: RetrainSettings,
     seed: int,
     epoch: int,
 ) -> float:
-    "One pass over the training split; returns the mean loss in nats."
-    net.train()
-    net.generator, net.drop_path = stream(seed, "drop path", epoch), s.drop_path * epoch / s.epochs
-    for group in optimiser.param_groups:
-        group["lr"] = anneal_cosine(s.lr, s.lr_end, epoch, s.epochs)
-    total, steps = torch.zeros((), device=data.train.images.device), 0
-    for x, y in batches(
-        data.train, data, s.batch_size, stream(seed, "retraining", epoch), s.augment
+    """One pass over the training split; returns the mean loss in nats."""
+    network.train()
+    network.generator = stream(seed, "drop path", epoch)
+    network.drop_path = settings.network.drop_path * epoch / settings.epochs
+    settings.optimiser.set_epoch(optimiser, epoch, settings.epochs)
+    generator = stream(seed, "retraining", epoch)
+    total = torch.zeros((), device=data.train.images.device)
+    steps = 0
+    for images, labels in batches(
+        data.train, data, settings.batch_size, generator, settings.augment
     ):
-        logits, extra = forward(x)
-        loss = F.cross_entropy(logits, y)
-        total, steps = total + loss.detach(), steps + 1
-        if extra is not None:
-            loss = loss + s.auxiliary_weight * F.cross_entropy(extra, y)
+        logits, auxiliary_logits = forward(images)
+        loss = F.cross_entropy(logits, labels)
+        total = total + loss.detach()
+        steps += 1
+        if auxiliary_logits is not None:
+            auxiliary_loss = F.cross_entropy(auxiliary_logits, labels)
+            loss = loss + settings.network.auxiliary_weight * auxiliary_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), s.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), settings.optimiser.clip)
         optimiser.step()
     return (total / steps).item()
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9019
 class Normaliser(Protocol):
-    "What brings uint8 images (N, C, H, W) to the numbers that a network reads; `Data` is one."
+    """What brings uint8 images (N, C, H, W) to the numbers that a network reads, as `Data` does."""
 
     def normalise(self, images: Tensor) -> Tensor: ...
 
 
 def predict(
-    net: nn.Module,
+    network: nn.Module,
     split: Split,  # N images
     data: Normaliser,
-    batch_size: int = 500,  # images a batch; has no influence on the numbers beyond rounding
+    batch_size: int = 500,  # images per batch; changes the numbers by rounding alone
 ) -> Tensor:  # (N, classes) probabilities, float32, on the CPU
-    "Softmax outputs of a network in evaluation mode, in the order of the split."
-    net.eval()
+    """Softmax outputs of a network in evaluation mode, in the order of the split."""
+    network.eval()
     with torch.no_grad():
         parts = [
-            net(data.normalise(part)).softmax(1).cpu() for part in split.images.split(batch_size)
+            network(data.normalise(images)).softmax(1).cpu()
+            for images in split.images.split(batch_size)
         ]
     return torch.cat(parts)

@@ -18,12 +18,12 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['MARGINS', 'finite', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm', 'verdict', 'mixed_model',
-           'components', 'auc', 'calibration_error', 'spearman']
+__all__ = ['MARGINS', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction', 'holm', 'verdict',
+           'mixed_model', 'components', 'auc', 'calibration_error', 'spearman']
 
 # %% ../nbs/method/21_statistics.ipynb #e94d005
-def finite(values: Any, name: str = "values") -> np.ndarray:
-    "A non-empty 1-D float array; `EdgenesError` for anything else, or for values that are not finite."
+def _finite_array(values: Any, name: str = "values") -> np.ndarray:
+    """A non-empty one-dimensional float array; `EdgenesError` for anything else."""
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
@@ -39,83 +39,92 @@ def finite(values: Any, name: str = "values") -> np.ndarray:
     return array
 
 
-def _flat(x: np.ndarray) -> bool:
-    "Whether all values are one, up to the rounding of floats: no deviation to divide by."
-    return bool(np.ptp(x) <= 1e-12 * np.abs(x).max())
+def _is_constant(values: np.ndarray) -> bool:
+    """Whether all values are equal, up to the rounding of floats."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 # %% ../nbs/method/21_statistics.ipynb #e94d005b
-def summary(
-    values: Any,  # (n,) one value a run
-) -> dict[str, float]:
-    "n, mean, sd (n - 1) and 95 % BCa interval; sd and interval are nan for n = 1."
-    x = finite(values)
-    found = {
-        "n": x.size,
-        "mean": float(x.mean()),
-        "sd": float("nan"),
-        "ci_low": float("nan"),
-        "ci_high": float("nan"),
-    }
-    if x.size == 1:
-        return found
-    found["sd"] = float(x.std(ddof=1))
-    if _flat(x):
-        return found | {"sd": 0.0, "ci_low": found["mean"], "ci_high": found["mean"]}
-    low, high = _interval(tuple(x.tolist()))
-    return found | {"ci_low": low, "ci_high": high}
-
-
 @lru_cache(maxsize=8192)
-def _interval(values: tuple[float, ...]) -> tuple[float, float]:
-    "The BCa interval of a mean. Tables, figures and sentences ask for the same ones again."
+def _bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
+    """The BCa interval of a mean; the percentile interval where BCa is not defined.
+
+    Cached, because tables, figures and sentences ask for the same intervals again.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # scipy warns where few values make the correction degenerate; it then gives nan
+        # scipy warns where few values make the correction degenerate, and then returns nan.
+        warnings.simplefilter("ignore")
         for method in ("BCa", "percentile"):
             interval = stats.bootstrap(
-                (values,), np.mean, method=method, rng=np.random.default_rng(0)
+                (values,),
+                np.mean,
+                method=method,
+                rng=np.random.default_rng(0),
             ).confidence_interval
             if np.isfinite(interval).all():
                 break
     return float(interval.low), float(interval.high)
 
+
+def summary(
+    values: Any,  # (n,) one value per run
+) -> dict[str, float]:
+    """n, mean, sd (with n - 1) and 95 % BCa interval of the mean (ci_low, ci_high).
+
+    sd and interval are nan for n = 1. `EdgenesError` for no values, or values that are not finite.
+
+    >>> summary([46.2, 45.9, 46.7, 46.6, 47.0])["mean"]
+    46.48
+    """
+    array = _finite_array(values)
+    mean = float(array.mean())
+    if array.size == 1:
+        sd = low = high = float("nan")
+    elif _is_constant(array):
+        sd = 0.0
+        low = high = mean
+    else:
+        sd = float(array.std(ddof=1))
+        low, high = _bootstrap_interval(tuple(array.tolist()))
+    return {"n": array.size, "mean": mean, "sd": sd, "ci_low": low, "ci_high": high}
+
 # %% ../nbs/method/21_statistics.ipynb #e94d013
-MARGINS = {
-    "accuracy_percent": 1.0,
-    "nll_nats": 0.05,
-}  # within which two systems count as equivalent; stated before the runs
+# Within these margins two systems count as equivalent. They were stated before the runs.
+MARGINS = {"accuracy_percent": 1.0, "nll_nats": 0.05}
 
 
 def tost(
     differences: Any,  # (n,) paired differences
     margin: float,  # stated before looking, in the same unit
 ) -> dict[str, float]:
-    "Two one-sided t-tests: p below 0.05 says that |mean difference| < margin. Differences without any spread give p = 0 inside the margin, 1 outside."
-    d = finite(differences, "differences")
+    """Two one-sided t-tests: p below 0.05 shows that |mean difference| < margin.
+
+    Differences without any spread have p = 0 inside the margin and p = 1 outside. `EdgenesError`
+    for fewer than 2 differences, or a margin that is not above 0.
+    """
+    array = _finite_array(differences, "differences")
     require(
-        0 < margin < np.inf and d.size > 1,
+        0 < margin < np.inf and array.size > 1,
         "an equivalence test needs a finite margin above 0 and at least 2 differences",
     )
-    if _flat(d):
-        return {
-            "n": d.size,
-            "difference": float(d.mean()),
-            "margin": margin,
-            "p": 0.0 if abs(d.mean()) < margin else 1.0,
-        }
-    low = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
-    high = stats.ttest_1samp(d, margin, alternative="less").pvalue
-    return {
-        "n": d.size,
-        "difference": float(d.mean()),
-        "margin": margin,
-        "p": float(max(low, high)),
-    }
+    mean = float(array.mean())
+    if _is_constant(array):
+        p = 0.0 if abs(mean) < margin else 1.0
+    else:
+        above = stats.ttest_1samp(array, -margin, alternative="greater").pvalue
+        below = stats.ttest_1samp(array, margin, alternative="less").pvalue
+        p = float(max(above, below))
+    return {"n": array.size, "difference": mean, "margin": margin, "p": p}
 
 
-def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
-    "The mean of n paired differences with deviation `sd` that a two-sided t-test at 5 % finds with this power."
+def smallest_difference(
+    n: int,  # paired differences
+    sd: float,  # their standard deviation
+    power: float = 0.8,  # in which share of cases it is found
+) -> float:  # in the unit of `sd`
+    """The mean difference that a two-sided t-test at 5 % finds with this power.
+
+    `EdgenesError` for n < 2, a deviation that is not above 0, or a power outside (0.05, 1).
+    """
     require(
         n >= 2 and 0 < sd < np.inf,
         f"n is {n} and sd {sd}: give at least 2 runs and a finite deviation above 0",
@@ -127,182 +136,278 @@ def smallest_difference(n: int, sd: float, power: float = 0.8) -> float:
     return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
 
 # %% ../nbs/method/21_statistics.ipynb #e94d010
+def _permutation_p(differences: np.ndarray) -> float:
+    """p of the paired permutation test; with a single difference nothing can be permuted."""
+    if differences.size == 1:
+        return 1.0
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
+
+
+def _wilcoxon_p(differences: np.ndarray) -> float:
+    """p of Wilcoxon's signed-rank test; 1 where no difference is other than 0."""
+    if not np.any(differences):
+        return 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of ties at small n, and falls back by itself
+        return float(stats.wilcoxon(differences).pvalue)
+
+
+def _paired_row(name: str, differences: np.ndarray, margin: float) -> dict[str, Any]:
+    """The row of one system in the table of `paired_tests`."""
+    n = differences.size
+    mean = differences.mean()
+    interval = summary(differences)
+    dz = np.nan
+    detectable = np.nan
+    if n > 1 and not _is_constant(differences):
+        sd = differences.std(ddof=1)
+        dz = mean / sd
+        detectable = smallest_difference(n, sd)
+    return {
+        "system": name,
+        "n": n,
+        "difference": mean,
+        "ci_low": interval["ci_low"],
+        "ci_high": interval["ci_high"],
+        "p_permutation": _permutation_p(differences),
+        "p_wilcoxon": _wilcoxon_p(differences),
+        "dz": dz,
+        "p_least": 2.0 ** (1 - n),
+        "margin": margin,
+        "p_equivalent": tost(differences, margin)["p"] if n > 1 else 1.0,
+        "smallest_difference": detectable,
+    }
+
+
 def paired_tests(
-    frame: pd.DataFrame,  # one row a seed, one column a system
+    frame: pd.DataFrame,  # one row per seed, one column per system
     reference: str,  # the column that all others are compared with
     margin: float = MARGINS["accuracy_percent"],  # of equivalence, in the unit of the frame
-) -> pd.DataFrame:  # one row a system
-    "Paired comparisons with a reference; one seed alone decides nothing: p is 1, interval and dz are nan. `EdgenesError` for an unknown reference, nothing to compare, or gaps."
-    require(
-        reference in frame.columns,
-        f"no column {reference!r}: use one of {', '.join(map(str, frame.columns))}",
-    )
+) -> pd.DataFrame:  # one row per system, by its name
+    """Paired comparisons of every system with a reference, as one family.
+
+    A single seed decides nothing: p is 1, interval and dz are nan. `EdgenesError` for an unknown
+    reference, nothing to compare, or gaps.
+
+    >>> paired_tests(accuracies, "EdgeNES").loc["DartsEns", ["difference", "p_holm"]]
+    """
+    names = ", ".join(map(str, frame.columns))
+    require(reference in frame.columns, f"no column {reference!r}: use one of {names}")
     require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
-    rows = []
-    for name in frame.columns.drop(reference):
-        d = finite(frame[name], name) - finite(frame[reference], reference)
-        signs = {
-            "permutation_type": "samples",
-            "n_resamples": 9999,
-            "rng": np.random.default_rng(0),
-        }
-        permutation = stats.permutation_test((d,), np.mean, **signs).pvalue if d.size > 1 else 1.0
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # scipy warns of ties at small n and falls back by itself
-            wilcoxon = stats.wilcoxon(d).pvalue if np.any(d) else 1.0
-        interval = summary(d)
-        spread = d.size > 1 and not _flat(d)
-        rows.append(
-            {
-                "system": name,
-                "n": d.size,
-                "difference": d.mean(),
-                "ci_low": interval["ci_low"],
-                "ci_high": interval["ci_high"],
-                "p_permutation": permutation,
-                "p_wilcoxon": wilcoxon,
-                "dz": d.mean() / d.std(ddof=1) if spread else np.nan,
-                "p_least": 2.0 ** (1 - d.size),
-                "margin": margin,
-                "p_equivalent": tost(d, margin)["p"] if d.size > 1 else 1.0,
-                "smallest_difference": smallest_difference(d.size, d.std(ddof=1))
-                if spread
-                else np.nan,
-            }
-        )
+    baseline = _finite_array(frame[reference], reference)
+    rows = [
+        _paired_row(name, _finite_array(frame[name], name) - baseline, margin)
+        for name in frame.columns.drop(reference)
+    ]
     return holm(pd.DataFrame(rows).set_index("system"))
 
 # %% ../nbs/method/21_statistics.ipynb #e94d010b
-def holm(table: pd.DataFrame) -> pd.DataFrame:
-    "Rows of `paired_tests` as one family: p-values corrected over all of them."
-    for name, given in (("p_holm", "p_permutation"), ("p_equivalent_holm", "p_equivalent")):
-        p = table[given].to_numpy()
-        order = p.argsort(
-            kind="stable"
-        )  # the smallest of k times k, the next times k - 1, and none below one before it
-        table.loc[table.index[order], name] = np.minimum(
-            np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1
-        )
-    return table
+def holm_correction(
+    p_values: Any,  # (k,) of one family of tests
+) -> np.ndarray:  # (k,) corrected, in the same order
+    """p-values after Holm's correction."""
+    p_values = np.asarray(p_values, dtype=float)
+    order = p_values.argsort(kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    ascending = np.maximum.accumulate(p_values[order] * factors)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(ascending, 1)
+    return corrected
+
+
+def holm(
+    table: pd.DataFrame,  # rows of `paired_tests`, also of several calls
+) -> pd.DataFrame:
+    """The rows as one family: their p-values are corrected over all of them."""
+    return table.assign(
+        p_holm=holm_correction(table["p_permutation"]),
+        p_equivalent_holm=holm_correction(table["p_equivalent"]),
+    )
 
 # %% ../nbs/method/21_statistics.ipynb #e94d011b
+def _counted(count: int, noun: str) -> str:
+    """1 pair, 2 pairs."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _findings(table: pd.DataFrame, reference: str, unit: str, what: str) -> str:
+    """The differences that the tests find, or the largest one where they find none."""
+
+    def effect(row: pd.Series) -> str:
+        interval = f"{row['ci_low']:+.2g} to {row['ci_high']:+.2g}"
+        return (
+            f"{row.iloc[0]} {row['difference']:+.2g} {unit} ({interval}, p = {row['p_holm']:.2g})"
+        )
+
+    pairs = _counted(int(table["n"].min()), "pair")
+    comparisons = _counted(len(table), "comparison")
+    tests = (
+        f"Paired permutation tests of {what} against {reference} "
+        f"(n = {pairs}, {comparisons}, p after Holm's correction, 95 % intervals)"
+    )
+    different = table[table["p_holm"] < 0.05]
+    if len(different):
+        effects = ", ".join(effect(row) for _, row in different.iterrows())
+        return f"{tests} find a difference for {effects}."
+    largest = table.loc[table["difference"].abs().idxmax()]
+    return f"{tests} find no difference at 5 %; the largest is {effect(largest)}."
+
+
+def _limits(table: pd.DataFrame, unit: str) -> list[str]:
+    """What the tests could not find, and what they would find in most cases."""
+    sentences = []
+    comparisons = len(table)
+    pairs = _counted(int(table["n"].min()), "pair")
+    least = float(table["p_least"].max())
+    if comparisons * least > 0.05:
+        corrected = min(1.0, comparisons * least)
+        sentences.append(
+            f"They could not have found one: with {pairs} no p is below {least:.2g}, "
+            f"which is {corrected:.2g} after the correction."
+        )
+    detectable = table["smallest_difference"].median()
+    if np.isfinite(detectable):
+        scatter = ""
+        if comparisons > 1:
+            scatter = f" (the median over the {comparisons} comparisons, which scatter differently)"
+        sentences.append(
+            f"A t-test on {pairs} finds a difference of {detectable:.2g} {unit} "
+            f"in 80 % of cases{scatter}."
+        )
+    return sentences
+
+
+def _equivalence(table: pd.DataFrame, unit: str) -> str:
+    """Which rows are shown to be equivalent to the reference."""
+    margin = table["margin"].iloc[0]
+    within = f"within {margin:g} {unit if margin != 1 else unit.removesuffix('s')}"
+    equivalent = table[table["p_equivalent_holm"] < 0.05]
+    if not len(equivalent):
+        return f"None is shown to be equivalent {within}."
+    names = ", ".join(map(str, equivalent.iloc[:, 0]))
+    return f"Shown to be equivalent {within}, after Holm's correction: {names}."
+
+
 def verdict(
     table: pd.DataFrame,  # of `paired_tests`, its index reset; the first column names the rows
-    reference: str,  # what they are compared with
-    unit: str = "points",
-    what: str = "accuracy",
-) -> str:
-    "What a family of paired tests found, what it could have found, and what is shown to be equivalent."
-    n, k, least = int(table["n"].min()), len(table), float(table["p_least"].max())
-    effect = lambda r: (
-        f"{r.iloc[0]} {r['difference']:+.2g} {unit} ({r['ci_low']:+.2g} to {r['ci_high']:+.2g}, p = {r['p_holm']:.2g})"
-    )
-    clear, largest = table[table["p_holm"] < 0.05], table.loc[table["difference"].abs().idxmax()]
-    said = (
-        f"Paired permutation tests of {what} against {reference} (n = {n} pairs, {k} comparison{'s' if k > 1 else ''}, p after Holm's "
-        f"correction, 95 % intervals) "
-        + (
-            f"find a difference for {', '.join(effect(r) for _, r in clear.iterrows())}."
-            if len(clear)
-            else f"find no difference at 5 %; the largest is {effect(largest)}."
-        )
-    )
-    if k * least > 0.05:
-        said += f" They could find none: with {n} pairs no p is below {least:.2g}, {min(1.0, k * least):.2g} after the correction."
-    within = f"within {table['margin'].iloc[0]:g} {unit if table['margin'].iloc[0] != 1 else unit.removesuffix('s')}"
-    smallest, equal = (
-        table["smallest_difference"].median(),
-        table[table["p_equivalent_holm"] < 0.05],
-    )
-    if np.isfinite(smallest):
-        said += (
-            f" The smallest difference that a t-test on so many pairs finds in 80 % of cases is {smallest:.2g} {unit}"
-            + (
-                f" (the median over the {k} comparisons, which scatter differently)."
-                if k > 1
-                else "."
-            )
-        )
-    return said + (
-        f" Equivalent {within}, after Holm's correction: {', '.join(map(str, equal.iloc[:, 0]))}."
-        if len(equal)
-        else f" None is shown to be equivalent {within}."
-    )
+    reference: str,  # what the rows are compared with
+    unit: str = "points",  # of the differences, in the plural
+    what: str = "accuracy",  # what was measured
+) -> str:  # a few sentences
+    """What a family of paired tests found, what it could have found, and what is equivalent."""
+    sentences = [
+        _findings(table, reference, unit, what),
+        *_limits(table, unit),
+        _equivalence(table, unit),
+    ]
+    return " ".join(sentences)
 
 # %% ../nbs/method/21_statistics.ipynb #e94d016
-def mixed_model(
-    frame: pd.DataFrame,  # one row a run
+def _random_level_fit(
+    frame: pd.DataFrame,
     value: str,
     factor: str,
-    group: str,  # names of its columns: what was measured, what is compared, the search seed
-    reference: str,  # the level of `factor` that the others are compared with
-) -> pd.DataFrame:  # one row a level
-    "Differences from a reference by a linear mixed model with a random level for each group (Wald z); a deviation between groups below 0.001 is 0, the fit is then `singular`; `converged` says whether it ended. `EdgenesError` for fewer than 3 groups."
-    require(
-        reference in set(frame[factor]),
-        f"{factor} has no level {reference!r}: use one of {', '.join(map(str, frame[factor].unique()))}",
-    )
-    require(
-        frame[group].nunique() >= 3,
-        f"{frame[group].nunique()} levels of {group}: a random level needs at least 3",
-    )
-    finite(frame[value], value)
-    names = [name for name in dict.fromkeys(frame[factor]) if name != reference]
-    design = pd.DataFrame(
-        {"mean": 1.0} | {name: (frame[factor] == name).astype(float) for name in names},
-        index=frame.index,
-    )
+    group: str,
+    names: list[Any],  # levels of the factor beside the reference
+) -> Any:
+    """The fit of a mean, the differences of these levels of the factor, and a level per group."""
+    design = pd.DataFrame({"mean": 1.0}, index=frame.index)
+    for name in names:
+        design[name] = (frame[factor] == name).astype(float)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # statsmodels warns where the groups do not differ: the variance is then 0, and is reported
-        fit = MixedLM(frame[value].astype(float), design, groups=frame[group]).fit(reml=True)
-    interval, between = fit.conf_int(), float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
-    return pd.DataFrame(
-        [
-            {
-                factor: name,
-                "runs": int((frame[factor] == name).sum()),
-                "groups": frame[group].nunique(),
-                "difference": fit.params[name],
-                "ci_low": interval.loc[name, 0],
-                "ci_high": interval.loc[name, 1],
-                "p": fit.pvalues[name],
-                "sd_between": between if between >= 1e-3 else 0.0,
-                "sd_within": float(np.sqrt(fit.scale)),
-                "singular": between < 1e-3,
-                "converged": bool(fit.converged),
-            }
-            for name in names
-        ]
+        # statsmodels warns where groups do not differ: the variance is then 0, and is reported.
+        warnings.simplefilter("ignore")
+        return MixedLM(frame[value].astype(float), design, groups=frame[group]).fit(reml=True)
+
+
+def mixed_model(
+    frame: pd.DataFrame,  # one row per run
+    value: str,  # the column of what was measured
+    factor: str,  # the column of what is compared
+    group: str,  # the column of the search seed
+    reference: str,  # the level of `factor` that the others are compared with
+) -> pd.DataFrame:  # one row per other level
+    """Differences from a reference by a linear mixed model with a random level per group.
+
+    Intervals and p are Wald's. A deviation between groups below 0.001 is reported as 0, and the fit
+    as `singular`; `converged` tells whether the fit ended. `EdgenesError` for an unknown reference,
+    or fewer than 3 groups.
+    """
+    levels = list(dict.fromkeys(frame[factor]))
+    require(
+        reference in levels,
+        f"{factor} has no level {reference!r}: use one of {', '.join(map(str, levels))}",
     )
+    groups = frame[group].nunique()
+    require(groups >= 3, f"{groups} levels of {group}: a random level needs at least 3")
+    _finite_array(frame[value], value)
+    names = [name for name in levels if name != reference]
+    fit = _random_level_fit(frame, value, factor, group, names)
+    interval = fit.conf_int()
+    sd_between = float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
+    is_singular = sd_between < 1e-3
+    rows = [
+        {
+            factor: name,
+            "runs": int((frame[factor] == name).sum()),
+            "groups": groups,
+            "difference": fit.params[name],
+            "ci_low": interval.loc[name, 0],
+            "ci_high": interval.loc[name, 1],
+            "p": fit.pvalues[name],
+            "sd_between": 0.0 if is_singular else sd_between,
+            "sd_within": float(np.sqrt(fit.scale)),
+            "singular": is_singular,
+            "converged": bool(fit.converged),
+        }
+        for name in names
+    ]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/method/21_statistics.ipynb #e94d017b
 def components(
-    frame: pd.DataFrame,  # one row a run
-    value: str,
-    group: str,  # names of its columns
+    frame: pd.DataFrame,  # one row per run
+    value: str,  # the column of what was measured
+    group: str,  # the column of the group
 ) -> tuple[float, float]:  # standard deviations (between groups, within groups)
-    "Components of the variance of a one-way layout. `EdgenesError` without two groups, or without a group of two runs."
+    """Components of the variance of a one-way layout.
+
+    `EdgenesError` without two groups, or without a group of two runs.
+    """
     groups = [part.to_numpy() for _, part in frame.groupby(group)[value]]
-    runs, k = sum(map(len, groups)), len(groups)
+    runs = sum(map(len, groups))
+    count = len(groups)
     require(
-        k >= 2 and runs > k,
-        f"{runs} runs in {k} groups: give at least 2 groups, and 2 runs in one of them",
+        count >= 2 and runs > count,
+        f"{runs} runs in {count} groups: give at least 2 groups, and 2 runs in one of them",
     )
-    within = sum(((x - x.mean()) ** 2).sum() for x in groups) / (runs - k)
-    between = sum(len(x) * (x.mean() - frame[value].mean()) ** 2 for x in groups) / (k - 1)
-    size = (runs - sum(len(x) ** 2 for x in groups) / runs) / (
-        k - 1
-    )  # of a group, where they differ
-    return float(np.sqrt(max((between - within) / size, 0))), float(np.sqrt(within))
+    mean = frame[value].mean()
+    squares_within = sum(((part - part.mean()) ** 2).sum() for part in groups)
+    squares_between = sum(len(part) * (part.mean() - mean) ** 2 for part in groups)
+    within = squares_within / (runs - count)
+    between = squares_between / (count - 1)
+    mean_size = (runs - sum(len(part) ** 2 for part in groups) / runs) / (count - 1)
+    sd_between = np.sqrt(max((between - within) / mean_size, 0))
+    return float(sd_between), float(np.sqrt(within))
 
 # %% ../nbs/method/21_statistics.ipynb #e94d019
-def auc(x: Any, y: Any) -> float:
-    "Mean height of a curve: trapezoid area over the length of the x-axis."
-    x, y = finite(x, "x"), finite(y, "y")
+def auc(
+    x: Any,  # (n,) increasing
+    y: Any,  # (n,)
+) -> float:  # in the unit of y
+    """Mean height of a curve: trapezoid area over the length of the x-axis.
+
+    `EdgenesError` unless x increases and has as many values as y, at least 2.
+    """
+    x = _finite_array(x, "x")
+    y = _finite_array(y, "y")
     require(
         x.size == y.size and x.size > 1 and (np.diff(x) > 0).all(),
         "a curve needs two increasing x or more, and as many y",
@@ -310,20 +415,31 @@ def auc(x: Any, y: Any) -> float:
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
-def calibration_error(lams: Any, shared: Any) -> float:
-    "Mean |lambda - shared edges|, in edges."
-    lams, shared = finite(lams, "lambda"), finite(shared, "shared edges")
+def calibration_error(
+    lams: Any,  # (n,) values of lambda
+    shared: Any,  # (n,) edges that the architectures share with alpha*
+) -> float:  # in edges
+    """Mean |lambda - shared edges|. `EdgenesError` unless there is one count per lambda."""
+    lams = _finite_array(lams, "lambda")
+    shared = _finite_array(shared, "shared edges")
     require(
         lams.size == shared.size,
-        f"{lams.size} lambdas and {shared.size} counts: give one count a lambda",
+        f"{lams.size} lambdas and {shared.size} counts: give one count per lambda",
     )
     return float(np.abs(lams - shared).mean())
 
 
-def spearman(x: Any, y: Any) -> float:
-    "Spearman's rank correlation; nan where one of them is constant."
-    x, y = finite(x, "x"), finite(y, "y")
+def spearman(
+    x: Any,  # (n,)
+    y: Any,  # (n,)
+) -> float:
+    """Spearman's rank correlation; nan where x or y is constant.
+
+    `EdgenesError` unless x and y have as many values.
+    """
+    x = _finite_array(x, "x")
+    y = _finite_array(y, "y")
     require(x.size == y.size, f"{x.size} x and {y.size} y: give pairs")
-    return (
-        float(stats.spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
-    )
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(stats.spearmanr(x, y).statistic)

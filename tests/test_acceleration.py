@@ -14,9 +14,10 @@ from edgenes.genotype import SearchSpace
 from edgenes.neighbours import random_genotype
 from edgenes.readers import load_data
 from edgenes.relaxation import mixing_weights
-from edgenes.retraining import RetrainSettings, predict, retrain
+from edgenes.retraining import DiscreteSettings, RetrainSettings, predict, retrain
 from edgenes.study.profiles import PROFILES, get_profile
 from edgenes.supernet import Supernet
+from edgenes.training import describe_settings
 
 CPU = torch.device("cpu")
 
@@ -70,7 +71,9 @@ def test_bf16_is_near_float32(name, net, arguments):
 )
 def test_compiled_retraining_is_the_plain_one():
     data = load_data("digits", train_images=64, val_images=50, test_images=50)
-    genotype, settings = random_genotype(SearchSpace(), 2), RetrainSettings(1, 32, 2, 1)
+    genotype, settings = random_genotype(SearchSpace(), 2), RetrainSettings(
+        epochs=1, batch_size=32, network=DiscreteSettings(channels=2, layers=1)
+    )
     plain, _ = retrain(data, genotype, settings, 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="acceleration is off")
@@ -84,17 +87,9 @@ def test_compiled_retraining_is_the_plain_one():
 def test_the_switch_is_part_of_a_run_and_off_unless_asked_for():
     for name, profile in PROFILES.items():
         on = get_profile(name, accelerate="1")
-        assert (
-            "accelerate"
-            not in profile.darts.described()
-            | profile.hyper.described()
-            | profile.retrain.described()
-        )
-        assert (
-            on.darts.described()["accelerate"]
-            and on.hyper.described()["accelerate"]
-            and on.retrain.described()["accelerate"]
-        )
+        for part in ("darts", "hyper", "retrain"):
+            assert "accelerate" not in describe_settings(getattr(profile, part))
+            assert describe_settings(getattr(on, part))["accelerate"]
         assert (
             replace(on, darts=profile.darts, hyper=profile.hyper, retrain=profile.retrain)
             == profile

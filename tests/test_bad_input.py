@@ -20,6 +20,7 @@ import tarfile
 import warnings
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -31,25 +32,26 @@ import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_genotype import VALUES, damaged, places, spaces
+from test_genotype import FULL_SPACES, VALUES, damaged, entry_paths
 
 import edgenes.cli.main
+import edgenes.cli.study
 from edgenes import core
-from edgenes.bilevel import SearchSettings
+from edgenes.bilevel import SearchSettings, SupernetSettings
 from edgenes.core import EdgenesError, content_hash, read_json, write_atomic, write_json
 from edgenes.data import Augment
 from edgenes.experiments import control, quality
+from edgenes.experiments import registry as report
 from edgenes.genotype import Genotype, SearchSpace
 from edgenes.metrics import ensemble_metrics
 from edgenes.neighbours import random_genotype
+from edgenes.nni import genotype_from_nni, genotype_to_nni
 from edgenes.readers import load_data
-from edgenes.report import page as report
-from edgenes.retraining import RetrainSettings, predict, retrain
-from edgenes.search import search
+from edgenes.retraining import DiscreteSettings, RetrainSettings, predict, retrain
+from edgenes.search import search_darts, train_hypernetwork
 from edgenes.study import pipeline, tasks
-from edgenes.study.profiles import PROFILES, Profile, get_profile
+from edgenes.study.profiles import PARAMETERS, PROFILES, get_profile
 from edgenes.study.records import (
-    FORMS,
     DiskCheckpoint,
     Records,
     all_records,
@@ -61,8 +63,8 @@ from edgenes.study.records import (
     save_weights,
     write_record,
 )
-from edgenes.study.workspace import open_workspace
-from edgenes.training import restore
+from edgenes.study.workspace import RecordedWorkspace, open_workspace
+from edgenes.training import WeightOptimiser, restore
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIED: Counter[str] = Counter()  # bad inputs that were refused, by kind
@@ -140,7 +142,7 @@ def refused(kind: str, call, *args, **kwargs) -> None:
 def changed(draw: st.DrawFn, document):
     "A JSON document with one entry replaced, removed or added."
     document = json.loads(json.dumps(document))
-    *path, last = draw(st.sampled_from(places(document)))
+    *path, last = draw(st.sampled_from(entry_paths(document)))
     holder = document
     for step in path:
         holder = holder[step]
@@ -165,7 +167,7 @@ def place(tmp_path_factory):
 
 
 @examples(150)
-@given(damaged() | VALUES)
+@given(damaged(Genotype.to_dict) | VALUES)
 def test_genotype_documents(document):
     attempt("genotype", Genotype.from_json, document)
     with contextlib.suppress(ValueError):
@@ -173,7 +175,7 @@ def test_genotype_documents(document):
 
 
 @examples(50)
-@given(spaces(), st.integers(0, 40), st.text(max_size=3))
+@given(FULL_SPACES, st.integers(0, 40), st.text(max_size=3))
 def test_genotype_texts(space, first, noise):
     text = random_genotype(space, 1).to_json()
     for cut in range(first, len(text), 41):
@@ -182,9 +184,9 @@ def test_genotype_texts(space, first, noise):
 
 
 @examples(310)
-@given(damaged(nni=True) | VALUES)
+@given(damaged(genotype_to_nni) | VALUES)
 def test_nni_documents(mapping):
-    attempt("nni", Genotype.from_nni, mapping)
+    attempt("nni", genotype_from_nni, mapping)
 
 
 # ---------------------------------------------------------------- records
@@ -259,7 +261,7 @@ def whole_records(place):
         "system": "EdgeNES",
         "experiment": "quality",
         "point": {},
-        "settings": {"knots": 2, "margin": 0.2},
+        "settings": {"hypernetwork": {"knots": 2, "margin": 0.2}},
         "space": SMALL.to_dict(),
         "optimum": EDGES,
         "pool": [[EDGES, 0]],
@@ -278,7 +280,7 @@ def test_record_forms_are_those_of_the_pipeline(whole_records):
     committed = Records(ROOT / "results" / "cpu")
     for kind in RUNS:
         assert all_records(committed, kind)
-    assert set(FORMS) == set(RUNS) == set(tasks.RUN)
+    assert set(RUNS) == set(tasks.KINDS)
 
 
 @examples(170)
@@ -308,14 +310,20 @@ def test_records(place, whole_records, data):
     frame = (
         quality.frame
         if record["kind"] == "system"
-        else lambda records: control.table(control.hypernetworks(records))
+        else lambda records: control.table(control.hypernetwork_records(records))
     )
     attempt("record", frame, records)  # a record that was taken can be shown
 
 
 HOSTILE = {
-    "knots without end": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=10**12)),
-    "half a knot": ("hypernetwork", lambda r: r["inputs"]["settings"].update(knots=2.5)),
+    "knots without end": (
+        "hypernetwork",
+        lambda r: r["inputs"]["settings"]["hypernetwork"].update(knots=10**12),
+    ),
+    "half a knot": (
+        "hypernetwork",
+        lambda r: r["inputs"]["settings"]["hypernetwork"].update(knots=2.5),
+    ),
     "a place of letters": ("system", lambda r: r["inputs"].update(point={"lambda": "<script>"})),
     "a place that is a list": ("system", lambda r: r["inputs"].update(point={"lambda": [1]})),
     "a shift of letters": ("shift", lambda r: r["results"]["rows"][0].update(nll_nats="<b>")),
@@ -350,7 +358,7 @@ def test_sealed_records_that_do_not_fit(fault, tmp_path, place, whole_records):
             tmp_path / "runs" / f"{record['kind']}-{Records(tmp_path).key(record['inputs'])}.json",
             sealed(record),
         )
-    refused("record", report.build, tmp_path)
+    refused("record", report.build_report, tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -382,8 +390,8 @@ def test_record_files(tmp_path):
         b"\xff\xfe",
         b"[" * 10**5,
         b"9" * 5000,
-        b'{"schema": 1, "hash": NaN}',
-        b'{"schema": 1}',
+        b'{"schema": 2, "hash": NaN}',
+        b'{"schema": 2}',
     ):
         (tmp_path / "x.json").write_bytes(content)
         refused("record", Records(tmp_path).read, tmp_path / "x.json")
@@ -750,7 +758,7 @@ def bad_commands(draw, results: str, file: str) -> list[str]:
     elif fault == "--set name":
         extra = [
             "--set",
-            draw(WORDS.filter(lambda w: w.partition("=")[0] not in Profile.__dataclass_fields__))
+            draw(WORDS.filter(lambda w: w.partition("=")[0] not in PARAMETERS))
             + "=1",
         ]
     elif fault == "--results":
@@ -848,7 +856,7 @@ def test_a_notebook_is_whole_or_as_it_was(tmp_path, monkeypatch, error):
     monkeypatch.chdir(ROOT)
     write_atomic(tmp_path / "notebooks" / "space.ipynb", "{}")
     with pytest.raises(EdgenesError, match="space.ipynb stopped .*(No space|Kernel died)"):
-        edgenes.cli.main.execute_notebooks(["space"], {}, tmp_path)
+        edgenes.cli.study.execute_notebooks(["space"], "smoke", {}, tmp_path)
     assert whole_files(tmp_path) == {"notebooks/space.ipynb": b"{}"}
 
 
@@ -952,8 +960,8 @@ REFUSED = {
     "fewer than no workers": lambda t: pipeline.run(
         open_workspace(get_profile("smoke"), t, device="cpu"), [], workers=-1, progress=False
     ),
-    "a digit that is none": lambda t: edgenes.cli.main.seed_list("²"),
-    "more seeds than anybody can run": lambda t: edgenes.cli.main.seed_list("99999"),
+    "a digit that is none": lambda t: edgenes.cli.study.seed_list("²"),
+    "more seeds than anybody can run": lambda t: edgenes.cli.study.seed_list("99999"),
     "a profile.json that is a list": lambda t: (
         write_json(t / "profile.json", []),
         open_workspace(get_profile("smoke"), t, device="cpu"),
@@ -970,7 +978,7 @@ REFUSED = {
     ),
     "a reader's profile.json that is a list": lambda t: (
         write_json(t / "profile.json", []),
-        pipeline.RecordedWorkspace(get_profile("smoke"), str(t), None).data,
+        RecordedWorkspace(get_profile("smoke"), str(t), None).data_fingerprint,
     ),
     "a want of memory": lambda t: lacks_memory(t, MemoryError("cannot hold 9 GB")),
     "torch's want of memory": lambda t: lacks_memory(
@@ -984,7 +992,7 @@ REFUSED = {
         {
             "inputs": {
                 "seed": 0,
-                "settings": {"knots": 5, "margin": 0.2},
+                "settings": {"hypernetwork": {"knots": 5, "margin": 0.2}},
                 "space": SearchSpace().to_dict(),
             },
             "results": {"structure": {"vectors": [[0.0]], "segments": [0.0]}},
@@ -1003,10 +1011,10 @@ def lacks_memory(folder, error):
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.RUN, "darts", work)
+        patch.setattr(tasks.DartsSearch, "run", work)
         pipeline.run(
             open_workspace(get_profile("smoke"), folder, device="cpu"),
-            [(needs for needs in [[tasks.Task("darts")]])],
+            [(needs for needs in [[tasks.DartsSearch(0)]])],
             workers=1,
             progress=False,
         )
@@ -1242,8 +1250,10 @@ def test_weights_are_a_cache(tmp_path):
 
 # ---------------------------------------------------------------- extreme, and valid
 
-TINY = SearchSettings(1, None, 64, 2, augment=Augment())
-SHORT = RetrainSettings(1, 64, 2, augment=Augment())
+TINY = SearchSettings(epochs=1, network=SupernetSettings(channels=2), augment=Augment())
+SHORT = RetrainSettings(
+    epochs=1, batch_size=64, network=DiscreteSettings(channels=2), augment=Augment()
+)
 
 
 def source(
@@ -1288,8 +1298,8 @@ def source(
 def test_extreme_data_and_spaces_work(tmp_path, made, space):
     data = load_data(source(tmp_path, **made), val_images=2 * made.get("classes", 2))
     assert len(data.train) < TINY.batch_size  # batches are larger than the data
-    found = search(data, space, TINY, 0).genotype
-    hyper = search(data, space, TINY, 0, found)
+    found = search_darts(data, space, TINY, 0).genotype
+    hyper = train_hypernetwork(data, space, TINY, 0, found)
     assert len(hyper.log[0]["calibration"]) == 2 * space.max_shared + 1
     net, _ = retrain(data, hyper.structure.sample(space.max_shared), SHORT, 0)
     probs = predict(net, data.test, data)
@@ -1306,8 +1316,10 @@ def test_one_image_a_class_is_refused_by_name(tmp_path):
 def test_a_batch_of_one_pixel_is_refused_by_name(tmp_path):
     data = load_data(source(tmp_path, size=2), val_images=2)
     for train in (
-        lambda: search(data, SearchSpace(), SearchSettings(1, None, 1, 2), 0),
-        lambda: retrain(data, random_genotype(SearchSpace(), 0), RetrainSettings(1, 1, 2), 0),
+        lambda: search_darts(data, SearchSpace(), replace(TINY, batch_size=1), 0),
+        lambda: retrain(
+            data, random_genotype(SearchSpace(), 0), replace(SHORT, batch_size=1), 0
+        ),
     ):
         with pytest.raises(EdgenesError, match="a batch of 1 image of 2 x 2 pixels is too small"):
             train()
@@ -1324,20 +1336,21 @@ def test_one_candidate_and_one_member(tmp_path):
 @pytest.mark.parametrize("lr", [1e38, float("nan"), float("inf")])
 def test_a_loss_that_diverges_is_said(tmp_path, lr):
     data = load_data(source(tmp_path, each=40))
+    steps = WeightOptimiser(lr=lr)
     with pytest.raises(EdgenesError, match="the search diverged in epoch"):
-        search(
+        search_darts(
             data,
             SearchSpace(),
-            SearchSettings(3, None, 8, 2, weight_lr=lr, augment=Augment()),
+            replace(TINY, epochs=3, batch_size=8, weights=steps),
             0,
             checkpoint=DiskCheckpoint(tmp_path / "c"),
         )
     with pytest.raises(EdgenesError, match="the retraining of .* diverged"):
-        retrain(data, random_genotype(SearchSpace(), 0), RetrainSettings(3, 8, 2, lr=lr), 0)
+        retrain(data, random_genotype(SearchSpace(), 0), replace(SHORT, epochs=3, batch_size=8, optimiser=steps), 0)
     if lr == 1e38:
         return  # one step of this size still has finite weights
     with pytest.raises(EdgenesError, match="diverged in its last step"):
-        retrain(data, random_genotype(SearchSpace(), 0), RetrainSettings(1, 64, 2, lr=lr), 0)
+        retrain(data, random_genotype(SearchSpace(), 0), replace(SHORT, optimiser=steps), 0)
 
 
 # ---------------------------------------------------------------- made to do harm
@@ -1495,7 +1508,7 @@ def finished(folder: Path) -> Path:
 
 
 def test_report_escapes_the_folder(tmp_path):
-    page = report.build(finished(tmp_path / "<script>alert(1)<&script>"))[-1].read_text(
+    page = report.build_report(finished(tmp_path / "<script>alert(1)<&script>"))[-1].read_text(
         encoding="utf-8"
     )
     assert "&lt;script&gt;alert(1)&lt;&amp;script&gt;" in page and "<script" not in page
@@ -1510,16 +1523,16 @@ def test_report_escapes_a_kind(tmp_path):
         path.with_name(f"{record['kind']}-{records.key(record['inputs'])}.json"), sealed(record)
     )
     with pytest.raises(EdgenesError, match="no word"):
-        report.build(tmp_path)
+        report.build_report(tmp_path)
 
 
 def test_records_that_cannot_be_listed_take_nothing_away(tmp_path, monkeypatch):
     "Tables of records that are out of sight for a moment are not tables of none."
-    report.build(finished(tmp_path))
+    report.build_report(finished(tmp_path))
     before = whole_files(tmp_path)
     (tmp_path / "runs").rename(tmp_path / "away"), write_atomic(tmp_path / "runs", "")
     with pytest.raises(EdgenesError, match="cannot list"):
-        report.build(tmp_path)
+        report.build_report(tmp_path)
     (tmp_path / "runs").unlink(), (tmp_path / "away").rename(tmp_path / "runs")
 
     def barred(folder):
@@ -1527,7 +1540,7 @@ def test_records_that_cannot_be_listed_take_nothing_away(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "listdir", barred)
     with pytest.raises(EdgenesError, match="cannot list .*Permission denied"):
-        report.build(tmp_path)
+        report.build_report(tmp_path)
     monkeypatch.undo()
     assert whole_files(tmp_path) == before
 
@@ -1623,10 +1636,10 @@ def test_a_file_where_a_folder_should_be(tmp_path):
 def test_a_search_stopped_by_a_full_disk_goes_on_as_if_it_was_not(tmp_path, monkeypatch):
     data, budget = (
         load_data(source(tmp_path)),
-        SearchSettings(4, None, 8, 2, augment=Augment(pad=1)),
+        replace(TINY, epochs=4, batch_size=8, augment=Augment(pad=1)),
     )
     unbroken, checkpoint, real, calls = (
-        search(data, SearchSpace(), budget, 0),
+        search_darts(data, SearchSpace(), budget, 0),
         DiskCheckpoint(tmp_path / "c"),
         os.fsync,
         [],
@@ -1637,7 +1650,7 @@ def test_a_search_stopped_by_a_full_disk_goes_on_as_if_it_was_not(tmp_path, monk
         lambda file: full() if len(calls) == 2 else (calls.append(file), real(file)),
     )
     with pytest.raises(EdgenesError, match="No space left"):
-        search(data, SearchSpace(), budget, 0, checkpoint=checkpoint)
+        search_darts(data, SearchSpace(), budget, 0, checkpoint=checkpoint)
     monkeypatch.undo()
     assert [p.name for p in checkpoint.files()] == [
         "epoch-00001.safetensors",
@@ -1647,12 +1660,12 @@ def test_a_search_stopped_by_a_full_disk_goes_on_as_if_it_was_not(tmp_path, monk
         checkpoint.files()[-1].read_bytes()[:-1]
     )  # and the newest is torn
     with pytest.warns(match="is damaged"):
-        resumed = search(data, SearchSpace(), budget, 0, checkpoint=checkpoint)
+        resumed = search_darts(data, SearchSpace(), budget, 0, checkpoint=checkpoint)
     assert torch.equal(resumed.structure(None), unbroken.structure(None))
 
 
 def test_a_report_on_a_full_disk(tmp_path, monkeypatch):
-    report.build(finished(tmp_path))
+    report.build_report(finished(tmp_path))
     drawn = lambda files: {
         name: content for name, content in files.items() if not name.endswith((".svg", "dial.html"))
     }  # matplotlib numbers the parts of an SVG anew
@@ -1663,10 +1676,10 @@ def test_a_report_on_a_full_disk(tmp_path, monkeypatch):
         lambda file: full() if len(calls) == 3 else (calls.append(file), real(file)),
     )
     with pytest.raises(EdgenesError, match="No space left"):
-        report.build(tmp_path)
+        report.build_report(tmp_path)
     assert whole_files(tmp_path).keys() == before.keys()
     monkeypatch.undo()
-    report.build(tmp_path)
+    report.build_report(tmp_path)
     assert drawn(whole_files(tmp_path)) == drawn(before)
 
 

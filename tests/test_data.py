@@ -1,4 +1,4 @@
-"""Bad input to edgenes.data: each is one clear line that names the place and the remedy."""
+"""Reading images: what is wrong with the input becomes one line with the place and the remedy."""
 
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import torchvision
 from PIL import Image
 
 from edgenes.core import EdgenesError, stream
-from edgenes.data import Augment, Split, augment, batches
+from edgenes.data import Augment, Split, augment_images, batches
 from edgenes.readers import load_data, read_part, read_pictures
 
 
 @pytest.fixture
 def arrays():
+    """The content of a good .npz file: 40 and 10 small colour images of two classes."""
     rng = np.random.default_rng(0)
     return {
         "class_names": np.array(["a", "b"]),
@@ -27,20 +28,25 @@ def arrays():
 
 @pytest.fixture
 def tree(tmp_path, arrays):
+    """The same images as PNG files in train/CLASS/ and test/CLASS/."""
     for part in ("train", "test"):
-        for i, (pixels, label) in enumerate(
-            zip(arrays[f"{part}_images"], arrays[f"{part}_labels"])
-        ):
+        images = arrays[f"{part}_images"]
+        labels = arrays[f"{part}_labels"]
+        for i, (image, label) in enumerate(zip(images, labels)):
             place = tmp_path / "tree" / part / "ab"[label]
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(place / f"{i:02}.png")
+            Image.fromarray(image).save(place / f"{i:02}.png")
     return tmp_path / "tree"
 
 
 def refused(match, *args, **kwargs):
+    """`load_data` raises an `EdgenesError` of one line that matches."""
     with pytest.raises(EdgenesError, match=match) as caught:
         load_data(*args, **kwargs)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- .npz files
 
 
 @pytest.mark.parametrize(
@@ -74,61 +80,104 @@ def refused(match, *args, **kwargs):
     ],
 )
 def test_npz_arrays(tmp_path, arrays, change, match):
-    np.savez(tmp_path / "bad.npz", **{k: v for k, v in (arrays | change).items() if v is not None})
+    altered = arrays | change
+    present = {name: array for name, array in altered.items() if array is not None}
+    np.savez(tmp_path / "bad.npz", **present)
     refused(match, tmp_path / "bad.npz")
 
 
-def test_npz_file(tmp_path, arrays):
+def test_npz_file_that_is_damaged(tmp_path, arrays):
     path = tmp_path / "x.npz"
     np.savez(path, **arrays)
-    whole = path.read_bytes()
-    for content in (
-        b"",
-        b"no archive",
-        whole[: len(whole) // 2],
-        whole[:300] + bytes(200) + whole[500:],
-    ):
+    good = path.read_bytes()
+    cut_off = good[: len(good) // 2]
+    overwritten = good[:300] + bytes(200) + good[500:]
+    for content in (b"", b"no archive", cut_off, overwritten):
         path.write_bytes(content)
-        refused("cannot read .*x.npz as an .npz file", path)
+        refused(r"cannot read .*x\.npz as an \.npz file", path)
+
+
+def test_file_of_another_kind(tmp_path, arrays):
     np.save(tmp_path / "plain.npy", arrays["train_images"])
-    (tmp_path / "plain.npy").rename(path)
-    refused("cannot read .*x.npz", path)
+    (tmp_path / "plain.npy").rename(tmp_path / "x.npz")
+    refused(r"cannot read .*x\.npz", tmp_path / "x.npz")
     (tmp_path / "notes.txt").write_text("")
-    refused("is not an .npz file", tmp_path / "notes.txt")
+    refused(r"is not an \.npz file", tmp_path / "notes.txt")
 
 
-def test_grey_and_folder_holding_npz(tmp_path, arrays):
-    grey = arrays | {
-        f"{part}_images": arrays[f"{part}_images"][..., 0] for part in ("train", "test")
-    }
+def test_grey_images_and_a_folder_that_holds_npz_files(tmp_path, arrays):
+    grey = dict(arrays)
+    for name in ("train_images", "test_images"):
+        grey[name] = arrays[name][..., 0]
     np.savez(tmp_path / "grey.npz", **grey)
     assert load_data(tmp_path).channels == 1
     np.savez(tmp_path / "second.npz", **arrays)
-    refused("holds 2 .npz files", tmp_path)
+    refused(r"holds 2 \.npz files", tmp_path)
     np.savez(tmp_path / "cifar100.npz", **arrays)
     assert load_data("cifar100", folder=tmp_path).channels == 3
 
 
-def test_tree_pictures(tree):
-    good = (tree / "train" / "a" / "00.png").read_bytes()
-    bad = tree / "train" / "b" / "zz.png"
-    for mode, size, match in (
-        ("RGB", (6, 4), r"zz.png is RGB \(4, 6\)"),
-        ("L", (4, 4), "zz.png is L"),
+# ---------------------------------------------------------------- folders of pictures
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "match"),
+    [
+        ("RGB", (6, 4), r"zz\.png is RGB \(4, 6\)"),
+        ("L", (4, 4), r"zz\.png is L"),
         ("RGBA", (4, 4), "mode RGBA"),
         ("I;16", (4, 4), "mode I;16"),
-    ):
-        Image.new(mode, size).save(bad)
-        refused(match, tree)
+    ],
+)
+def test_picture_of_another_form(tree, mode, size, match):
+    Image.new(mode, size).save(tree / "train" / "b" / "zz.png")
+    refused(match, tree)
+
+
+def test_picture_that_is_damaged(tree):
+    good = (tree / "train" / "a" / "00.png").read_bytes()
+    bad = tree / "train" / "b" / "zz.png"
     for content in (b"", good[:40]):
         bad.write_bytes(content)
-        refused("cannot read the picture .*zz.png", tree)
+        refused(r"cannot read the picture .*zz\.png", tree)
     bad.unlink()
     assert len(load_data(tree).test) == 10
+
+
+def test_class_that_is_missing_or_empty(tree):
     (tree / "test" / "c").mkdir()
     refused("class c is not in both train and test", tree)
     (tree / "train" / "c").mkdir()
     refused("holds no picture", tree)
+
+
+@pytest.mark.parametrize("part", ["", "a"])
+def test_folder_that_cannot_be_read(tree, monkeypatch, part):
+    """The folder behaves as if the rights were missing; root, who may run this, would be let in."""
+    forbidden = tree / "train" / part
+    iterdir = Path.iterdir
+
+    def refuse_forbidden(self):
+        if self == forbidden:
+            raise PermissionError(13, "Permission denied", str(self))
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_forbidden)
+    refused(f"cannot read .*train/?{part} .Permission denied", tree)
+    with pytest.raises(EdgenesError, match=r"cannot read .*Permission denied"):
+        read_part(tree, "train")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
+def test_name_that_no_file_can_have(name, tmp_path):
+    refused("unknown data source", tmp_path / name)
+    with pytest.raises(EdgenesError, match="data not found"):
+        read_part(tmp_path / name, "test")
+    with pytest.raises(EdgenesError, match="cannot read the picture"):
+        read_pictures([tmp_path / name])
+
+
+# ---------------------------------------------------------------- CIFAR-100
 
 
 def test_empty_folder(tmp_path):
@@ -142,7 +191,7 @@ def test_nothing_is_downloaded_into_a_folder_of_pictures(tmp_path):
         "cifar100",
         folder=tmp_path,
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["cat"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cat"]
 
 
 def test_cifar_without_network(tmp_path, monkeypatch):
@@ -151,11 +200,16 @@ def test_cifar_without_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", no_network)
     refused(
-        "holds no sound copy of CIFAR-100, and it cannot be downloaded", "cifar100", folder=tmp_path
+        "holds no sound copy of CIFAR-100, and it cannot be downloaded",
+        "cifar100",
+        folder=tmp_path,
     )
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"not the checksum of the original")
     refused("no sound copy", "cifar100", folder=tmp_path)
+
+
+# ---------------------------------------------------------------- splits
 
 
 @pytest.mark.parametrize(
@@ -177,72 +231,61 @@ def test_settings(settings, match):
     refused(match, "digits", **settings)
 
 
-def test_few_images_a_class_are_split_where_each_split_can_have_one(tmp_path, arrays):
-    for classes, each in ((1, 2), (1, 40), (20, 2)):
-        n = classes * each
-        few = {
-            "class_names": np.array([f"c{i}" for i in range(classes)]),
-            "train_images": arrays["train_images"][:n],
-            "train_labels": np.arange(n) % classes,
-            "test_images": arrays["train_images"][:classes],
-            "test_labels": np.arange(classes),
-        }
-        np.savez(tmp_path / "few.npz", **few)
-        data = load_data(tmp_path / "few.npz")
-        assert all(
-            len(getattr(data, name).labels.unique()) == classes for name in ("train", "val", "test")
-        )
-    np.savez(
-        tmp_path / "few.npz",
-        **few | {"train_images": few["train_images"][:classes], "train_labels": few["test_labels"]},
-    )
-    refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "few.npz")
+def small_source(arrays, classes, train_images):
+    """So many training images of so many classes, and one test image per class."""
+    return {
+        "class_names": np.array([f"c{i}" for i in range(classes)]),
+        "train_images": arrays["train_images"][:train_images],
+        "train_labels": np.arange(train_images) % classes,
+        "test_images": arrays["train_images"][:classes],
+        "test_labels": np.arange(classes),
+    }
 
 
-@pytest.mark.parametrize("part", ["", "a"])
-def test_folder_that_cannot_be_read(tree, monkeypatch, part):
-    """As a folder without rights; root, who may run this, would be let in."""
-    listed = Path.iterdir
-
-    def iterdir(self):
-        if self == tree / "train" / part:
-            raise PermissionError(13, "Permission denied", str(self))
-        return listed(self)
-
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    refused(f"cannot read .*train/?{part} .Permission denied", tree)
-    with pytest.raises(EdgenesError, match="cannot read .*Permission denied"):
-        read_part(tree, "train")
+@pytest.mark.parametrize(("classes", "per_class"), [(1, 2), (1, 40), (20, 2)])
+def test_two_images_per_class_are_enough_for_a_split(tmp_path, arrays, classes, per_class):
+    np.savez(tmp_path / "small.npz", **small_source(arrays, classes, classes * per_class))
+    data = load_data(tmp_path / "small.npz")
+    for split in (data.train, data.val, data.test):
+        assert len(split.labels.unique()) == classes
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
-def test_name_that_no_file_can_have(name, tmp_path):
-    refused("unknown data source", tmp_path / name)
-    with pytest.raises(EdgenesError, match="data not found"):
-        read_part(tmp_path / name, "test")
-    with pytest.raises(EdgenesError, match="cannot read the picture"):
-        read_pictures([tmp_path / name])
+def test_one_image_per_class_is_too_few_for_a_split(tmp_path, arrays):
+    np.savez(tmp_path / "small.npz", **small_source(arrays, 20, 20))
+    refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "small.npz")
 
 
-def test_constant_channel_and_empty_split(tmp_path, arrays):
+def test_constant_channel(tmp_path, arrays):
     arrays["train_images"][..., 1] = 7
     np.savez(tmp_path / "x.npz", **arrays)
     data = load_data(tmp_path / "x.npz")
     assert torch.isfinite(data.normalise(data.test.images)).all()
+
+
+def test_split_that_is_empty_or_of_unequal_lengths():
+    data = load_data("digits")
     with pytest.raises(EdgenesError, match="the split is empty"):
         next(batches(data.train.take([]), data, 4, stream(0)))
     with pytest.raises(EdgenesError, match="3 images need as many"):
         Split(data.train.images[:3], data.train.labels[:2])
 
 
-def test_normalise_and_flip_by_definition():
+# ---------------------------------------------------------------- pixels
+
+
+def test_normalisation_by_its_definition():
     data = load_data("digits", downscale=2)
     images = data.val.images
+    assert images.dtype == torch.uint8
+    assert data.shape == (4, 4)
     expected = (images / 255 - data.mean[:, None, None]) / data.std[:, None, None]
     torch.testing.assert_close(data.normalise(images), expected, atol=1e-5, rtol=1e-5)
-    assert images.dtype == torch.uint8 and data.shape == (4, 4)
-    out = augment(expected, Augment(flip=True), stream(0))
-    flipped = (out != expected).flatten(1).any(1)
-    assert 0.4 < flipped.float().mean() < 0.6 and torch.equal(
-        out[flipped], expected[flipped].flip(3)
-    )
+
+
+def test_flip_mirrors_half_of_the_images():
+    data = load_data("digits", downscale=2)
+    images = data.normalise(data.val.images)
+    augmented = augment_images(images, Augment(flip=True), stream(0))
+    flipped = (augmented != images).flatten(1).any(1)
+    assert 0.4 < flipped.float().mean() < 0.6
+    assert torch.equal(augmented[flipped], images[flipped].flip(3))

@@ -1,4 +1,4 @@
-"""The whole method: experiments through papermill, runs that are killed, committed tables."""
+"""The whole method: experiments through papermill, two pipelines in one folder, committed tables."""
 
 import html
 import json
@@ -7,285 +7,155 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+import papermill
 import pytest
 
-from edgenes.experiments.registry import EXPERIMENTS, experiment, published_figures
-from edgenes.experiments.registry import build_report as build
-from edgenes.report.frames import systems_of
+from edgenes.experiments import quality
+from edgenes.experiments.registry import (
+    EXPERIMENTS,
+    build_report,
+    experiment,
+    published_figures,
+)
+from edgenes.report.frames import system_records
+from edgenes.study.costs import measure
 from edgenes.study.pipeline import Progress, run
 from edgenes.study.profiles import PROFILES, get_profile
-from edgenes.study.records import Records
+from edgenes.study.records import Records, all_records, read_json
 from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 NOTEBOOKS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-COMMITTED = [
-    p
-    for p in sorted(ROOT.glob("results/*/tables"))
-    if (p.parent / "runs").is_dir() and p.parent.name not in ("bench", "own")
-]
+COMMITTED = ("cpu", "cpu-long")
+FIGURES = {
+    "F1",
+    "F2",
+    "F3",
+    "F3_cells",
+    "F3_learning",
+    "F4",
+    "T1",
+    "T2_cost",
+    "T2_seeds",
+    "T3",
+    "TH",
+    "ablation",
+    "relaxation",
+    "shift",
+}
+
+
+def without_seconds(content):
+    """A value of a JSON file without its seconds, at any depth: they differ from run to run."""
+    if isinstance(content, dict):
+        return {
+            name: without_seconds(value) for name, value in content.items() if name != "seconds"
+        }
+    if isinstance(content, list):
+        return [without_seconds(value) for value in content]
+    return content
 
 
 def results_of(folder: Path) -> dict:
-    """What the records say, without seconds: a log's entries carry their own."""
-
-    def strip(x):
-        if isinstance(x, dict):
-            return {k: strip(v) for k, v in x.items() if k != "seconds"}
-        return [strip(v) for v in x] if isinstance(x, list) else x
-
+    """The results of all records of a folder by file name, without their seconds."""
     return {
-        p.name: strip(json.loads(p.read_text())["results"])
-        for p in (folder / "runs").glob("*.json")
+        path.name: without_seconds(json.loads(path.read_text())["results"])
+        for path in (folder / "runs").glob("*.json")
     }
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
-    import papermill
+def execute(notebook: Path, folder: Path, **parameters) -> None:
+    """Runs a notebook with parameters; what it shows goes into a folder."""
+    output = str(folder / "executed.ipynb")
+    papermill.execute_notebook(str(notebook), output, parameters, progress_bar=False)
 
+
+def edgenes(*arguments, **options) -> subprocess.CompletedProcess:
+    """The command line of the package."""
+    command = [sys.executable, "-m", "edgenes", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def assert_same_table(path: Path, committed: Path) -> None:
+    """Equal but for the order in which other processors sum."""
+    again = pd.read_csv(path)
+    expected = pd.read_csv(committed)
+    pd.testing.assert_frame_equal(again, expected, rtol=1e-4, atol=1e-6, obj=str(committed))
+
+
+# ---------------------------------------------------------------- experiments
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
+    results = tmp_path / "r"
     parameters = {
         "profile": "smoke",
         "seed": 1,
-        "results": str(tmp_path / "r"),
+        "results": str(results),
         "workers": 1,
         "device": "cpu",
     }
-    if notebook.stem != "benchmark":
-        parameters["changes"] = {"screened": 3}
-    papermill.execute_notebook(
-        str(notebook), str(tmp_path / "out.ipynb"), parameters, progress_bar=False
-    )
-    assert list((tmp_path / "r" / "tables").glob("*.csv"))
-    assert list((tmp_path / "r" / "runs").glob("*.json")) or notebook.stem == "space"
-    if notebook.stem != "benchmark":
-        assert json.loads((tmp_path / "r" / "profile.json").read_text())["screened"] == 3
+    is_benchmark = notebook.stem == "benchmark"  # it measures, and has no profile to change
+    if not is_benchmark:
+        parameters |= {"run": True, "changes": {"screened": 3}}
+    execute(notebook, tmp_path, **parameters)
+    assert list((results / "tables").glob("*.csv"))
+    assert list((results / "runs").glob("*.json")) or notebook.stem == "space"
+    if not is_benchmark:
+        profile = json.loads((results / "profile.json").read_text())
+        assert profile["sizes"]["screened"] == 3
 
 
 def test_every_experiment_has_a_notebook_and_every_notebook_is_an_experiment():
-    assert {p.stem for p in NOTEBOOKS} - {"benchmark"} == set(EXPERIMENTS)
-
-
-def test_two_workers_give_the_records_of_one(tmp_path):
-    for workers in (1, 2):
-        workspace = open_workspace(get_profile("smoke"), tmp_path / str(workers), device="cpu")
-        run(workspace, experiment("quality").plans(workspace, 0), workers=workers, progress=False)
-    assert results_of(tmp_path / "1") == results_of(tmp_path / "2")
-
-
-COUNTED = """import sys
-from edgenes.cli import main as cli
-from edgenes.study import tasks
-log = sys.argv.pop(1)
-def counted(work):
-    def call(task, workspace, checkpoint):
-        with open(log, "a") as file: file.write(f"{task.kind}-{workspace.records.key(task.inputs(workspace))}\\n")
-        return work(task, workspace, checkpoint)
-    return call
-tasks.RUN = {kind: counted(work) for kind, work in tasks.RUN.items()}
-cli.main()"""
-
-
-def test_two_pipelines_in_one_folder_share_the_work(tmp_path):
-    """Started together on the same records: both end, nothing is torn, and the results are those of one."""
-    workspace = open_workspace(get_profile("smoke"), tmp_path / "one", device="cpu")
-    run(workspace, experiment("quality").plans(workspace, 0), workers=1, progress=False)
-    open_workspace(get_profile("smoke"), tmp_path / "both", device="cpu")
-    command = [
-        sys.executable,
-        "-c",
-        COUNTED,
-        str(tmp_path / "ran"),
-        "run",
-        "smoke",
-        "--results",
-        str(tmp_path / "both"),
-        "--seeds",
-        "0,",
-        "--experiments",
-        "quality",
-        "--workers",
-        "1",
-        "--no-notebooks",
-    ]
-    together = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in together:
-        assert process.wait() == 0, process.stderr.read()
-    assert results_of(tmp_path / "both") == results_of(tmp_path / "one")
-    assert not list((tmp_path / "both" / "work").iterdir())
-    ran = (tmp_path / "ran").read_text().split()
-    assert sorted(ran) == sorted(
-        p.stem for p in (tmp_path / "both" / "runs").glob("*.json")
-    )  # each task by one of them, once
+    assert {path.stem for path in NOTEBOOKS} - {"benchmark"} == set(EXPERIMENTS)
 
 
 def test_a_deleted_record_leaves_the_tables_and_an_edited_one_stops_them(tmp_path):
     workspace = open_workspace(get_profile("smoke"), tmp_path, device="cpu")
-    run(
-        workspace,
-        experiment("quality").plans(workspace, 0, ("DARTS", "Random", "EdgeNES")),
-        workers=1,
-        progress=False,
-    )
-    build(tmp_path)
-    rows = (tmp_path / "tables" / "T2.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == ["DARTS", "Random", "EdgeNES"]
-    record = next(
-        r for r in systems_of(workspace.records, "quality") if r["inputs"]["system"] == "Random"
-    )
+    systems = ["DARTS", "Random", "EdgeNES"]
+    plans = quality.plans(workspace, 0, tuple(systems))
+    run(workspace, plans, workers=1, progress=False)
+    build_report(tmp_path)
+    assert pd.read_csv(tmp_path / "tables" / "T2.csv")["system"].tolist() == systems
+    records = system_records(workspace.records, "quality")
+    record = next(record for record in records if record["inputs"]["system"] == "Random")
     path = workspace.records.path("system", record["inputs"])
     good = path.read_text()
     path.write_text(good.replace('"accuracy_percent": ', '"accuracy_percent": 1'))
     with pytest.raises(ValueError, match="was changed after it was written"):
-        build(tmp_path)
+        build_report(tmp_path)
     path.unlink()
-    build(tmp_path)
-    assert "Random" not in (tmp_path / "tables" / "T2.csv").read_text()
+    build_report(tmp_path)
+    assert pd.read_csv(tmp_path / "tables" / "T2.csv")["system"].tolist() == ["DARTS", "EdgeNES"]
 
 
-@pytest.mark.parametrize("tables", COMMITTED, ids=lambda p: p.parent.name)
-def test_committed_tables_are_those_of_their_records(tables, tmp_path):
-    shutil.copytree(tables.parent / "runs", tmp_path / tables.parent.name / "runs")
-    start = time.monotonic()
-    build(tmp_path / tables.parent.name, published_figures(ROOT))
-    assert time.monotonic() - start < 60  # no data, no training
-    assert {p.name for p in tables.glob("*.csv")} == {
-        p.name for p in (tmp_path / tables.parent.name / "tables").glob("*.csv")
+def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
+    workspace = open_workspace(get_profile("smoke"), tmp_path / "r")
+    systems = ("DARTS", "DartsEns", "EdgeNES", "Random-NES")
+    run(workspace, quality.plans(workspace, 0, systems), workers=1, progress=False)
+    before = quality.frame(workspace.records)
+    record = measure(workspace)
+    assert measure(workspace) == record  # this code has been timed
+    seconds = {
+        kind: sum(values) / len(values) for kind, values in record["results"]["seconds"].items()
     }
-    for csv in tables.glob("*.csv"):
-        again, committed = (
-            pd.read_csv(p) for p in (tmp_path / tables.parent.name / "tables" / csv.name, csv)
-        )
-        pd.testing.assert_frame_equal(
-            again, committed, rtol=1e-4, atol=1e-6, obj=str(csv)
-        )  # other processors sum in another order
-
-
-def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):
-    import papermill
-
-    shutil.copytree(ROOT / "results" / "own" / "runs", tmp_path / "runs")
-    papermill.execute_notebook(
-        str(ROOT / "nbs" / "reading" / "own_trial.ipynb"),
-        str(tmp_path / "out.ipynb"),
-        {"results": str(tmp_path)},
-        progress_bar=False,
-    )
-    for name in ("trials.csv", "tests.csv"):
-        again, committed = (
-            pd.read_csv(folder / "tables" / name) for folder in (tmp_path, ROOT / "results" / "own")
-        )
-        pd.testing.assert_frame_equal(again, committed, rtol=1e-4, atol=1e-6, obj=name)
-
-
-def test_a_first_trial_of_own_images_is_shown_without_a_test(tmp_path):
-    import papermill
-
-    (tmp_path / "runs").mkdir()
-    shutil.copy(
-        next(
-            p
-            for p in sorted((ROOT / "results" / "own" / "runs").glob("*.json"))
-            if '"clock"' in p.read_text()
-        ),
-        tmp_path / "runs",
-    )
-    papermill.execute_notebook(
-        str(ROOT / "nbs" / "reading" / "own_trial.ipynb"),
-        str(tmp_path / "out.ipynb"),
-        {"results": str(tmp_path)},
-        progress_bar=False,
-    )
-    trials, tests = (
-        pd.read_csv(tmp_path / "tables" / name) for name in ("trials.csv", "tests.csv")
-    )
-    assert list(trials["system"]) == ["ensemble of 3", "one network"] and len(tests) == 0
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_report_of_one_experiment_alone(name, tmp_path):
-    """Somebody runs a single experiment, on one seed: its figures and tables are made, and nothing stops for what is absent."""
-    shutil.copy(ROOT / "results" / "cpu" / "profile.json", tmp_path)
-    runs = ROOT / "results" / "cpu" / "runs"
-    workspace = RecordedWorkspace(get_profile("cpu"), str(runs.parent), None)
-    state = Progress(workspace, experiment(name).plans(workspace, 0))
-    assert state.missing() == []
-    (tmp_path / "runs").mkdir()
-    for task in state.known:
-        shutil.copy(workspace.records.path(task.kind, task.inputs(workspace)), tmp_path / "runs")
-    build(tmp_path)
-    assert experiment(name).TITLE in html.unescape((tmp_path / "report.html").read_text())
-    assert list((tmp_path / "tables").glob("*.csv"))
-
-
-def test_benchmark_tables_are_those_of_its_newest_record():
-    from edgenes.study.records import all_records
-
-    folder = ROOT / "results" / "bench"
-    newest = max(
-        all_records(Records(folder), "benchmark"), key=lambda r: r["provenance"]["written"]
-    )["results"]
-    for name, key in (("benchmark", "rows"), ("growth", "growth"), ("kinds", "kinds")):
-        path = folder / "tables" / f"{name}.csv"
-        assert (
-            pd.DataFrame(newest[key])[list(pd.read_csv(path).columns)].to_csv(index=False)
-            == path.read_text()
-        ), name
-    assert newest["differences"]["output"] < 1e-5
-
-
-def test_results_of_the_cpu_profile_are_committed_and_calibrated():
-    for name, seeds in (("cpu", 10), ("cpu-long", 3)):
-        control = pd.read_csv(ROOT / "results" / name / "tables" / "F3.csv")
-        assert (
-            len(control) >= seeds
-            and control["calibration_error_edges"].median() <= 0.3
-            and (control["calibration_error_edges"] > 0.5).mean() <= 0.1
-        ), name
-        assert (control["spearman"] >= 0.9).all()
-
-
-def test_readme_and_report_say_what_the_records_say():
-    """The sentences and figures of the committed texts are those that code makes of the records today."""
-    texts = {name: (ROOT / name).read_text() for name in ("README.md", "nbs/reading/report.ipynb")}
-    texts["nbs/reading/report.ipynb"] = json.loads(texts["nbs/reading/report.ipynb"])
-    texts["nbs/reading/report.ipynb"] = "\n".join(
-        "".join(o.get("data", {}).get("text/markdown", ""))
-        for c in texts["nbs/reading/report.ipynb"]["cells"]
-        for o in c.get("outputs", [])
-    )
-    for name in EXPERIMENTS:
-        for line in (
-            experiment(name)
-            .result(Records(ROOT / "results" / "cpu"), published_figures(ROOT))
-            .sentences
-        ):
-            assert line in texts["nbs/reading/report.ipynb"], (name, line)
-            if name in ("quality", "control"):
-                assert line in texts["README.md"], line
-    for row in pd.read_csv(ROOT / "results" / "cpu" / "tables" / "T2.csv").itertuples():
-        assert f"| {row.system} | {row.n} | {row.accuracy_percent:.1f} |" in texts["README.md"]
-
-
-def test_cpu_and_paper_differ_in_numbers_alone():
-    def kinds(x):
-        if isinstance(x, dict):
-            return {k: kinds(v) for k, v in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [kinds(v) for v in x]
-        return "number" if isinstance(x, (int, float)) or x is None else x
-
-    from dataclasses import asdict
-
-    cpu, paper = (kinds(asdict(PROFILES[name]) | {"name": ""}) for name in ("cpu", "paper"))
-    assert cpu == paper
+    after = quality.frame(workspace.records)
+    by_system = after.set_index("system")
+    one_search = seconds["darts"]
+    searches = [one_search, 2 * one_search, 0, one_search + seconds["hypernetwork"]]
+    assert by_system["search_seconds"].tolist() == pytest.approx(searches)
+    retrainings = [count * seconds["retraining"] for count in (1, 2, 2, 2)]
+    assert by_system["retraining_seconds"].tolist() == pytest.approx(retrainings)
+    assert after["accuracy_percent"].tolist() == before["accuracy_percent"].tolist()
+    assert after["total_seconds"].tolist() != before["total_seconds"].tolist()
+    last_sentence = quality.result(workspace.records, {}).sentences[-1]
+    assert "by one version of the code" in last_sentence
 
 
 @pytest.mark.skipif(
@@ -295,149 +165,228 @@ def test_smoke_on_real_images(tmp_path):
     smoke = get_profile(
         "smoke", source="cifar100", downscale=2, train_images=2000, val_images=500, test_images=500
     )
-    profile = replace(
-        smoke, darts=replace(smoke.darts, images=400), hyper=replace(smoke.hyper, images=400)
-    )  # each of 100 classes in both halves
-    workspace = open_workspace(profile, tmp_path, device="cpu")
-    run(
-        workspace,
-        experiment("quality").plans(workspace, 0, ("DARTS", "EdgeNES"))
-        + experiment("shift").plans(workspace, 0)[:1],
-        workers=1,
-        progress=False,
+    budget = replace(  # each of 100 classes in both halves
+        smoke.budget,
+        darts=replace(smoke.budget.darts, images=400),
+        hypernetwork=replace(smoke.budget.hypernetwork, images=400),
     )
-    build(tmp_path)
-    systems = [
-        row.split(",")[0] for row in (tmp_path / "tables" / "T2.csv").read_text().splitlines()[1:]
+    workspace = open_workspace(replace(smoke, budget=budget), tmp_path, device="cpu")
+    plans = quality.plans(workspace, 0, ("DARTS", "EdgeNES"))
+    plans += experiment("shift").plans(workspace, 0)[:1]
+    run(workspace, plans, workers=1, progress=False)
+    build_report(tmp_path)
+    assert pd.read_csv(tmp_path / "tables" / "T2.csv")["system"].tolist() == ["DARTS", "EdgeNES"]
+    assert "jpeg" in (tmp_path / "tables" / "shift_by_corruption.csv").read_text()
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_two_workers_give_the_records_of_one(tmp_path):
+    for workers in (1, 2):
+        workspace = open_workspace(get_profile("smoke"), tmp_path / str(workers), device="cpu")
+        run(workspace, quality.plans(workspace, 0), workers=workers, progress=False)
+    assert results_of(tmp_path / "1") == results_of(tmp_path / "2")
+
+
+# The command line, which writes the name of every run that it begins into a file.
+COUNTED = """
+import sys
+from edgenes.cli.main import main
+from edgenes.study.tasks import KINDS
+
+log = sys.argv.pop(1)
+
+
+def counted(begin):
+    def run(task, workspace, checkpoint):
+        with open(log, "a") as file:
+            file.write(f"{task.kind}-{task.key(workspace)}\\n")
+        return begin(task, workspace, checkpoint)
+
+    return run
+
+
+for task_class in KINDS.values():
+    task_class.run = counted(task_class.run)
+main()
+"""
+
+
+def test_two_pipelines_in_one_folder_share_the_work(tmp_path):
+    """Started together on the same records: both end, and the results are those of one."""
+    workspace = open_workspace(get_profile("smoke"), tmp_path / "one", device="cpu")
+    run(workspace, quality.plans(workspace, 0), workers=1, progress=False)
+    shared = tmp_path / "shared"
+    open_workspace(get_profile("smoke"), shared, device="cpu")
+    log = tmp_path / "begun"
+    command = [sys.executable, "-c", COUNTED, str(log), "run", "smoke", "--results", str(shared)]
+    command += ["--seeds", "0,", "--experiments", "quality", "--workers", "1", "--no-notebooks"]
+    together = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
-    assert (
-        systems == ["DARTS", "EdgeNES"]
-        and "jpeg" in (tmp_path / "tables" / "shift_by_corruption.csv").read_text()
-    )
+    for process in together:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+    assert results_of(shared) == results_of(tmp_path / "one")
+    assert not list((shared / "work").iterdir())
+    begun = sorted(log.read_text().split())
+    assert begun == sorted(path.stem for path in (shared / "runs").glob("*.json"))  # each run once
+
+
+# ---------------------------------------------------------------- committed results
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_tables_are_those_of_their_records(name, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(RESULTS / name / "runs", folder / "runs")
+    start = time.monotonic()
+    build_report(folder, published_figures(ROOT))
+    assert time.monotonic() - start < 60  # no data, no training
+    committed = sorted((RESULTS / name / "tables").glob("*.csv"))
+    rebuilt = sorted((folder / "tables").glob("*.csv"))
+    assert [path.name for path in rebuilt] == [path.name for path in committed]
+    for again, path in zip(rebuilt, committed):
+        assert_same_table(again, path)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_report_of_one_experiment_alone(name, tmp_path):
+    """With the records of one experiment and seed, its tables are made; what is absent stops nothing."""
+    shutil.copy(RESULTS / "cpu" / "profile.json", tmp_path)
+    workspace = RecordedWorkspace(get_profile("cpu"), str(RESULTS / "cpu"), None)
+    progress = Progress(workspace, experiment(name).plans(workspace, 0))
+    assert progress.missing() == []
+    (tmp_path / "runs").mkdir()
+    for task in progress.known:
+        path = workspace.records.path(task.kind, task.inputs(workspace))
+        shutil.copy(path, tmp_path / "runs")
+    build_report(tmp_path)
+    assert experiment(name).TITLE in html.unescape((tmp_path / "report.html").read_text())
+    assert list((tmp_path / "tables").glob("*.csv"))
+
+
+def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):
+    shutil.copytree(RESULTS / "own" / "runs", tmp_path / "runs")
+    execute(ROOT / "nbs" / "reading" / "own_trial.ipynb", tmp_path, results=str(tmp_path))
+    for name in ("trials.csv", "tests.csv"):
+        assert_same_table(tmp_path / "tables" / name, RESULTS / "own" / "tables" / name)
+
+
+def test_a_first_trial_of_own_images_is_shown_without_a_test(tmp_path):
+    trials = sorted((RESULTS / "own" / "runs").glob("*.json"))
+    by_process_time = next(path for path in trials if '"clock"' in path.read_text())
+    (tmp_path / "runs").mkdir()
+    shutil.copy(by_process_time, tmp_path / "runs")
+    execute(ROOT / "nbs" / "reading" / "own_trial.ipynb", tmp_path, results=str(tmp_path))
+    shown = pd.read_csv(tmp_path / "tables" / "trials.csv")
+    assert list(shown["system"]) == ["ensemble of 3", "one network"]
+    assert len(pd.read_csv(tmp_path / "tables" / "tests.csv")) == 0
+
+
+def test_benchmark_tables_are_those_of_its_newest_record():
+    folder = RESULTS / "bench"
+    records = [read_json(path) for path in Records(folder).paths("benchmark")]
+    newest = max(records, key=lambda record: record["provenance"]["written"])["results"]
+    for name, key in (("benchmark", "rows"), ("growth", "growth"), ("kinds", "kinds")):
+        path = folder / "tables" / f"{name}.csv"
+        columns = list(pd.read_csv(path).columns)
+        assert pd.DataFrame(newest[key])[columns].to_csv(index=False) == path.read_text(), name
+    assert newest["differences"]["output"] < 1e-5
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("cpu", 10), ("cpu-long", 3)])
+def test_results_are_committed_and_calibrated(name, seeds):
+    control = pd.read_csv(RESULTS / name / "tables" / "F3.csv")
+    errors = control["calibration_error_edges"]
+    assert len(control) >= seeds
+    assert errors.median() <= 0.3
+    assert (errors > 0.5).mean() <= 0.1
+    assert (control["spearman"] >= 0.9).all()
+
+
+@pytest.mark.parametrize("kind", ["darts", "hypernetwork", "retraining", "system", "shift"])
+def test_committed_records_can_be_read(kind):
+    for name in COMMITTED:
+        records = all_records(Records(RESULTS / name), kind)
+        assert records or (name, kind) == ("cpu-long", "shift")
+
+
+def texts_shown(path):
+    """The Markdown that the cells of a notebook made."""
+    notebook = json.loads(path.read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return "\n".join("".join(output.get("data", {}).get("text/markdown", "")) for output in outputs)
+
+
+def test_readme_and_report_say_what_the_records_say():
+    """The sentences of the committed texts are those that code makes of the records today."""
+    readme = (ROOT / "README.md").read_text()
+    report = texts_shown(ROOT / "nbs" / "reading" / "report.ipynb")
+    records = Records(RESULTS / "cpu")
+    for name in EXPERIMENTS:
+        for sentence in experiment(name).result(records, published_figures(ROOT)).sentences:
+            assert sentence in report, (name, sentence)
+            if name in ("quality", "control"):
+                assert sentence in readme, sentence
+    for row in pd.read_csv(RESULTS / "cpu" / "tables" / "T2.csv").itertuples():
+        assert f"| {row.system} | {row.n} | {row.accuracy_percent:.1f} |" in readme
+
+
+def test_cpu_and_paper_differ_in_numbers_alone():
+    def without_numbers(value):
+        if isinstance(value, dict):
+            return {name: without_numbers(inner) for name, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [without_numbers(inner) for inner in value]
+        return "number" if isinstance(value, (int, float)) or value is None else value
+
+    cpu = without_numbers(asdict(PROFILES["cpu"]) | {"name": ""})
+    paper = without_numbers(asdict(PROFILES["paper"]) | {"name": ""})
+    assert cpu == paper
+
+
+# ---------------------------------------------------------------- the command line
 
 
 def test_command_line_runs_the_method(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "edgenes",
-        "run",
-        "smoke",
-        "--results",
-        str(tmp_path / "r"),
-        "--workers",
-        "1",
-        "--no-notebooks",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    results = tmp_path / "r"
+    options = ("--results", results, "--workers", 1, "--no-notebooks")
+    done = edgenes("run", "smoke", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    header = (tmp_path / "r" / "tables" / "T2.csv").read_text().splitlines()
-    assert header[0].startswith("system,n,accuracy_percent,accuracy_sd") and len(header) == 14
-    assert {p.stem for p in (tmp_path / "r" / "figures").glob("*.png")} == {
-        "F1",
-        "F2",
-        "F3",
-        "F3_cells",
-        "F3_learning",
-        "F4",
-        "T1",
-        "T2_cost",
-        "T2_seeds",
-        "T3",
-        "TH",
-        "ablation",
-        "relaxation",
-        "shift",
-    }
-    assert all(
-        (tmp_path / "r" / "figures" / f"F3.{kind}").stat().st_size > 1000 for kind in ("png", "svg")
-    )
+    lines = (results / "tables" / "T2.csv").read_text().splitlines()
+    assert lines[0].startswith("system,n,accuracy_percent,accuracy_sd")
+    assert len(lines) == 14
+    assert {path.stem for path in (results / "figures").glob("*.png")} == FIGURES
+    for kind in ("png", "svg"):
+        assert (results / "figures" / f"F3.{kind}").stat().st_size > 1000
 
 
 def test_unwritable_results_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "edgenes",
-            "run",
-            "smoke",
-            "--results",
-            str(tmp_path / "file" / "r"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("edgenes: cannot")
-        and done.stderr.strip().count("\n") == 0
-    ), done.stderr
+    done = edgenes("run", "smoke", "--results", tmp_path / "file" / "r")
+    assert done.returncode == 2
+    assert done.stderr.startswith("edgenes: cannot")
+    assert done.stderr.strip().count("\n") == 0, done.stderr
 
 
-def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
-    from edgenes.experiments.quality import frame, plans, result
-    from edgenes.study.costs import measure
-
-    workspace = open_workspace(get_profile("smoke"), tmp_path / "r")
-    run(
-        workspace,
-        plans(workspace, 0, ("DARTS", "DartsEns", "EdgeNES", "Random-NES")),
-        workers=1,
-        progress=False,
-    )
-    accuracy, raw = (
-        frame(workspace.records)["accuracy_percent"],
-        frame(workspace.records)["total_seconds"],
-    )
-    record = measure(workspace)
-    assert measure(workspace) == record  # this code has been timed
-    one = {kind: sum(values) / len(values) for kind, values in record["results"]["seconds"].items()}
-    found = frame(workspace.records).set_index("system")
-    assert found["search_seconds"].tolist() == pytest.approx(
-        [one["darts"], 2 * one["darts"], 0, one["darts"] + one["hypernetwork"]]
-    )
-    assert found["retraining_seconds"].tolist() == pytest.approx(
-        [k * one["retraining"] for k in (1, 2, 2, 2)]
-    )
-    assert (
-        found["accuracy_percent"].tolist() == accuracy.tolist()
-        and found["total_seconds"].tolist() != raw.tolist()
-    )
-    assert "by one version of the code" in result(workspace.records, {}).sentences[-1]
+def drawn_files(folder):
+    """Tables, figures and report by name."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.parent.name in ("figures", "tables") or path.name == "report.html"
+    }
 
 
 def test_a_run_with_its_notebooks_leaves_what_report_writes(tmp_path):
-    command = [sys.executable, "-m", "edgenes"]
-    made = lambda: {
-        p.relative_to(tmp_path): p.read_bytes()
-        for p in tmp_path.rglob("*")
-        if p.parent.name in ("figures", "tables") or p.name == "report.html"
-    }
-    said = subprocess.run(
-        [
-            *command,
-            "run",
-            "smoke",
-            "--results",
-            str(tmp_path),
-            "--experiments",
-            "space",
-            "--workers",
-            "1",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert said.index("executed space.ipynb") < said.index("wrote")
-    once = made()
-    subprocess.run(
-        [*command, "report", "smoke", "--results", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    assert once and made() == once
+    options = ("smoke", "--results", tmp_path)
+    one = ("--experiments", "space", "--workers", 1)
+    output = edgenes("run", *options, *one, cwd=ROOT, check=True).stdout
+    assert output.index("executed space.ipynb") < output.index("wrote")
+    once = drawn_files(tmp_path)
+    edgenes("report", *options, cwd=ROOT, check=True)
+    assert once
+    assert drawn_files(tmp_path) == once

@@ -1,8 +1,7 @@
-"""The site: built from the committed notebooks, then read as a browser and as a person with a phone would."""
+"""The site: built as `make site` does, then read as a program and as a browser would read it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -20,347 +19,368 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-WIDTHS = (1280, 375)  # a desk and a phone
+HARNESS = Path(__file__).with_name("site_harness.html")
+NAMES_OF_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES_OF_CHROMIUM)), None)
+WIDTHS = (1280, 375)  # pixels of a desk's screen and of a phone's
 
-
-class Read(HTMLParser):
-    "What a page links to, shows and names."
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.links, self.pictures, self.ids, self.loaded, self.text, self.inside = (
-            [],
-            [],
-            set(),
-            [],
-            [],
-            [],
-        )
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        if "id" in a:
-            self.ids.add(a["id"])
-        if tag == "a" and "href" in a:
-            self.links.append(a["href"])
-        if tag == "img":
-            self.pictures.append((a.get("src", ""), a.get("alt")))
-        if tag in ("script", "img", "iframe") and "src" in a or tag == "link":
-            self.loaded.append(a.get("src", a.get("href", "")))
-        if tag in ("script", "style"):
-            self.inside.append(tag)
-
-    def handle_endtag(self, tag):
-        if self.inside and tag == self.inside[-1]:
-            self.inside.pop()
-
-    def handle_data(self, data):
-        if not self.inside:
-            self.text.append(data)
-
-
-def faults(site: Path) -> list[str]:
-    "Broken links, missing pictures and alt texts, and what would be loaded from elsewhere, of all pages of a folder."
-    pages = {p: Read(p.read_text(encoding="utf-8")) for p in sorted(site.rglob("*.html"))}
-    found = []
-    for path, page in pages.items():
-
-        def lead(link, path=path):
-            parts = urlsplit(urljoin(path.as_uri(), link))
-            return Path(unquote(parts.path)), unquote(parts.fragment)
-
-        name = path.relative_to(site)
-        for link in page.links:
-            if re.match("(https?|mailto):", link):
-                continue
-            goal, anchor = lead(link)
-            if not goal.is_file():
-                found.append(f"{name}: {link} leads nowhere")
-            elif anchor and goal in pages and anchor not in pages[goal].ids:
-                found.append(f"{name}: {link} names no place of its page")
-        for source, alt in page.pictures:
-            if not source.startswith("data:") and not lead(source)[0].is_file():
-                found.append(f"{name}: the picture {source[:80]} is missing")
-            if not (alt or "").strip() or "No description" in alt:
-                found.append(f"{name}: a picture has no alt text")
-        found += [f"{name}: loads {x}" for x in page.loaded if re.match("(https?:)?//", x)]
-    return found
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")
-def builder():
-    spec = importlib.util.spec_from_file_location("site_builder", ROOT / "docs" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def site(builder, tmp_path_factory):
+def site(tmp_path_factory):
+    """The folder of the site. A warning of Sphinx is a failure here."""
     folder = tmp_path_factory.mktemp("site")
-    builder.build(ROOT, folder)
+    options = ["-q", "-W", "--keep-going", "-c", "docs"]
+    process = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, ".", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    shutil.rmtree(folder / ".doctrees")
     return folder
 
 
-def sections(site: Path):
-    return json.loads((site / "search.js").read_text(encoding="utf-8").removeprefix("SECTIONS = "))
+# ------------------------------------------------------------------ pages as files
 
 
-def test_links_lead_somewhere_and_pictures_are_there_and_described(site):
+class Page(HTMLParser):
+    """What a page links to, shows, names and loads."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.links = []
+        self.pictures = []  # (source, alt text)
+        self.places = set()  # what a link with # can lead to
+        self.loaded = []  # scripts, style sheets, pictures and frames
+        self.language = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag == "html":
+            self.language = values.get("lang")
+        if "id" in values:
+            self.places.add(values["id"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        if tag == "img":
+            self.pictures.append((values.get("src", ""), values.get("alt") or ""))
+        if tag in ("script", "img", "iframe") and "src" in values:
+            self.loaded.append(values["src"])
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon"):
+            self.loaded.append(values.get("href", ""))
+
+    def target(self, link: str) -> tuple[Path, str]:
+        """The file that a link of the page leads to, and the place in it."""
+        parts = urlsplit(urljoin(self.path.as_uri(), link))
+        return Path(unquote(parts.path)), unquote(parts.fragment)
+
+
+def is_remote(link: str) -> bool:
+    return bool(re.match("(https?:)?//|mailto:", link))
+
+
+def pages_of(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def faults(site: Path) -> list[str]:
+    """What is wrong with the pages of a folder, one sentence for each fault."""
+    pages = pages_of(site)
+    sentences = []
+    for page in pages.values():
+        wrong = [*broken_links(page, pages), *bad_pictures(page), *loaded_from_a_network(page)]
+        sentences += [f"{page.path.relative_to(site)}: {fault}" for fault in wrong]
+    return sentences
+
+
+def broken_links(page: Page, pages: dict[Path, Page]):
+    for link in page.links:
+        if is_remote(link):
+            continue
+        path, place = page.target(link)
+        if not path.is_file():
+            yield f"{link} leads nowhere"
+        elif place and path in pages and place not in pages[path].places:
+            yield f"{link} names no place of its page"
+
+
+def bad_pictures(page: Page):
+    for source, alt in page.pictures:
+        if not source.startswith("data:") and not page.target(source)[0].is_file():
+            yield f"the picture {source[:80]} is missing"
+        if not alt.strip() or alt == source or "No description" in alt:
+            yield f"the picture {source[:80]} has no alt text"
+
+
+def loaded_from_a_network(page: Page):
+    for source in page.loaded:
+        if is_remote(source):
+            yield f"loads {source}"
+
+
+def notebook_pages() -> list[str]:
+    """The page of every notebook, as a path in the site."""
+    paths = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    notebooks = [path for path in paths if ".ipynb_checkpoints" not in path.parts]
+    return [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in notebooks]
+
+
+def test_nothing_is_missing_or_loaded_from_a_network(site):
     assert not faults(site)
 
 
 def test_faults_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.html").write_text(
-        "<h2 id='here'>x</h2><a href='sub/b.html#there'>y</a><a href='#here'>z</a><a href='none.html'>n</a><img src='p.png' alt='p'>"
+        "<h2 id='here'>x</h2><a href='sub/b.html#there'>y</a><a href='#here'>z</a>"
+        "<a href='none.html'>n</a><img src='p.png' alt='p.png'>"
     )
     (tmp_path / "sub" / "b.html").write_text(
-        "<a href='../a.html#here'>y</a><img src='data:image/png;base64,'><script src='https://example.org/x.js'></script>"
+        "<a href='../a.html#here'>y</a><img src='data:image/png;base64,' alt='a picture'>"
+        "<script src='https://example.org/x.js'></script>"
     )
-    assert [f.partition(": ")[2] for f in faults(tmp_path)] == [
-        "sub/b.html#there names no place of its page",
-        "none.html leads nowhere",
-        "the picture p.png is missing",
-        "a picture has no alt text",
-        "loads https://example.org/x.js",
+    assert faults(tmp_path) == [
+        "a.html: sub/b.html#there names no place of its page",
+        "a.html: none.html leads nowhere",
+        "a.html: the picture p.png is missing",
+        "a.html: the picture p.png has no alt text",
+        "sub/b.html: loads https://example.org/x.js",
     ]
 
 
-def test_every_notebook_is_in_the_navigation(site, builder):
-    notebooks = sorted(
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / "nbs").rglob("*.ipynb")
-        if ".ipynb_checkpoints" not in p.parts
-    )
-    pages = {p.source: p.target for p in builder.listed(ROOT)}
-    assert notebooks == sorted(s for s in pages if s.endswith(".ipynb"))
-    assert len(set(pages.values())) == len(pages)
-    for target in pages.values():
-        here = site / target
-        seen = {
-            Path(unquote(urlsplit(urljoin(here.as_uri(), link)).path))
-            for link in Read(here.read_text(encoding="utf-8")).links
-        }
-        assert {site / t for t in pages.values()} <= seen, target
+def test_every_notebook_is_in_the_navigation(site):
+    for name in notebook_pages():
+        page = Page(site / name)
+        linked = {page.target(link)[0] for link in page.links}
+        missing = [other for other in notebook_pages() if site / other not in linked]
+        assert not missing, name
 
 
-def test_formulas_and_figures_are_shown(site):
+def test_the_first_page_leads_to_the_overview(site):
+    first = Page(site / "index.html")
+    assert [first.target(link)[0] for link in first.links] == [site / "nbs" / "index.html"]
+
+
+def test_the_russian_page_says_its_language(site):
+    assert Page(site / "nbs" / "index_ru.html").language == "ru"
+    assert Page(site / "nbs" / "index.html").language == "en"
+
+
+def test_every_module_has_a_page_with_its_docstrings(site):
+    modules = sorted(path for path in (ROOT / "edgenes").rglob("*.py") if path.name[0] != "_")
+    for path in modules:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert (site / "docs" / "api" / f"{module}.html").is_file(), module
+    page = (site / "docs" / "api" / "edgenes.genotype.html").read_text(encoding="utf-8")
+    assert 'id="edgenes.genotype.SearchSpace"' in page
+    assert "intermediate nodes of a cell" in page  # a comment beside a parameter
+
+
+def test_formulas_and_figures_are_no_bare_text(site):
     formulas = 0
-    for path in site.rglob("*.html"):
-        if path.name == "dial.html":
-            continue
-        page = path.read_text(encoding="utf-8")
-        formulas += page.count("<math")
-        bare = re.sub(r"(?s)<(pre|code|script|style)\b.*?</\1>", "", page)
-        assert not re.search(r"\$[^$\n<]*[\\^_{][^$\n<]*\$|\\(begin|frac|lambda|alpha)\b", bare), (
+    for path in [*site.glob("nbs/**/*.html"), *site.glob("docs/**/*.html")]:
+        text = path.read_text(encoding="utf-8")
+        formulas += text.count('class="math ')
+        prose = re.sub(r"(?s)<(pre|code|script|style)\b.*?</\1>", "", text)
+        assert "&lt;Figure size" not in prose, path.name
+        assert "#| " not in text, f"{path.name} shows a directive"
+        prose = re.sub(r'(?s)<(span|div) class="math .*?</\1>', "", prose)
+        assert not re.search(r"\$[^$\n<]*[\\^_{][^$\n<]*\$|\\(begin|frac|lambda)\b", prose), (
             path.name
         )
-        for formula in re.findall(r"(?s)<math.*?</math>", page):
-            assert "\\" not in re.sub("<[^>]*>", "", formula), (path.name, formula)
-        assert "&lt;Figure size" not in page, f"{path.name} shows the name of a figure in its place"
     assert formulas > 300
 
 
-def test_figures_scroll_and_the_dial_needs_no_file_beside_it(site):
-    for path in site.rglob("*.html"):
-        page = path.read_text(encoding="utf-8")
-        if path.name != "dial.html":
-            assert page.count("<img") == page.count('aria-label="figure"'), path.name
-        else:
-            assert not Read(page.partition("<script")[0]).links, (
-                "saved alone, the page has no report beside it"
-            )
+def test_the_dial_can_be_saved_alone(site):
+    for path in site.glob("results/*/dial.html"):
+        page = Page(path)
+        assert not page.links
+        assert not page.loaded
 
 
-@pytest.mark.parametrize(
-    "word,page",
-    [
-        ("permutation", "11_statistics.html"),
-        ("Gumbel-softmax", "05_relaxation.html"),
-        ("ensemble_metrics", "10_metrics.html"),
-        ("time_budget", "22_fitting.html"),
-    ],
+def test_every_citation_is_in_the_bibliography(site):
+    """`Zaidi et al. 2021` and the like are links to the list of references."""
+    citation = re.compile(r"\b[A-Z][A-Za-z]+ (et al\.|and [A-Z][a-z]+),? (19|20)\d\d\b")
+    references = Page(site / "docs" / "references.html").path
+    cited = 0
+    for name in notebook_pages():
+        page = Page(site / name)
+        cited += sum(page.target(link)[0] == references for link in page.links)
+        notebook = nbformat.read((ROOT / name).with_suffix(".ipynb"), as_version=4)
+        prose = " ".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+        if citation.search(prose):
+            assert any("references.html#" in link for link in page.links), name
+    assert cited > 10
+
+
+# ------------------------------------------------------------------ pages in a browser
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no network
+    "--window-size=1400,1000",
 )
-def test_search_knows(site, word, page):
-    assert page in {
-        s["p"] for s in sections(site) if word.lower() in f"{s['t']} {s['h']} {s['x']}".lower()
-    }
 
 
-def test_search_leads_to_places_that_are_there(site):
-    found = sections(site)
-    ids = {
-        page: Read((site / page).read_text(encoding="utf-8")).ids
-        for page in {s["p"] for s in found}
-    }
-    assert all(not s["a"] or s["a"] in ids[s["p"]] for s in found)
+def console(log: str) -> list[str]:
+    """The lines that pages wrote to the console of the browser."""
+    return [line.strip() for line in log.splitlines() if "CONSOLE" in line]
 
 
-# ---------------------------------------------------------------- in a browser
-
-HARNESS = """<!doctype html><script>
-// Shows every page in a frame of a given width, and tells the server what went wrong there.
-async function look(page, width) {
-  const wrong = [], frame = Object.assign(document.createElement("iframe"), {width, height: 900})
-  document.body.replaceChildren(frame)
-  await new Promise(done => { frame.onload = done; frame.src = page })
-  const view = frame.contentWindow, seen = view.document
-  view.addEventListener("error", e => wrong.push(e.message))
-  const pictures = [...seen.images]
-  pictures.forEach(image => { image.loading = "eager" })
-  await Promise.all(pictures.map(image => image.decode().catch(() => wrong.push("picture " + image.src.slice(0, 90)))))
-  const over = seen.documentElement.scrollWidth - seen.documentElement.clientWidth
-  if (over > 1) wrong.push(`is ${over} pixels wider than the screen`)
-  return [wrong, view]
-}
-async function find(view, word) {
-  const box = view.document.getElementById("search"), found = view.document.getElementById("found")
-  box.focus(); box.value = word; box.dispatchEvent(new Event("input"))
-  for (let i = 0; i < 100 && !found.querySelector("a"); i++) await new Promise(done => setTimeout(done, 50))
-  return [...found.querySelectorAll("a")].map(a => a.getAttribute("href"))
-}
-function turn(view) {  // every position: the line below the slider and the one cell that is to be seen change with it
-  const seen = view.document, dial = seen.getElementById("dial"), lines = [], cells = []
-  for (let i = 0; i <= +dial.max; i++) {
-    dial.value = i; dial.dispatchEvent(new Event("input"))
-    const shown = [...seen.querySelectorAll("figure")].filter(f => f.getBoundingClientRect().height > 0)
-    lines.push(seen.getElementById("said").textContent)
-    cells.push(shown.map(f => f.id).join())
-    if (dial.getAttribute("aria-valuetext") !== lines[i]) lines[i] = "aria-valuetext differs"
-  }
-  const heights = [...seen.querySelectorAll("figure:not([hidden]) svg text")].map(x => x.getBoundingClientRect().height)
-  return {lines, cells, smallest: Math.min(...heights)}
-}
-onload = async () => {
-  const {pages, widths} = await (await fetch("/plan")).json(), wrong = [], hits = {}, turns = {}
-  for (const width of widths) {
-    for (const page of pages) {
-      const [faults, view] = await look(page, width)
-      wrong.push(...faults.map(f => `${page} at ${width}: ${f}`))
-      if (page === "reading/errata.html") hits[width] = await find(view, "permutation test")
-      if (page.endsWith("/dial.html")) try { turns[`${page} ${width}`] = turn(view) } catch (e) { wrong.push(`${page}: ${e.stack}`) }
-    }
-  }
-  await fetch("/report", {method: "POST", body: JSON.stringify({wrong, hits, turns})})
-}
-</script><body></body>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_in_a_browser_at_two_widths(site, builder, tmp_path):
-    """No console message, no picture that fails, nothing wider than the screen, and a search that finds."""
-    pages, told = (
-        [p.target for p in builder.listed(ROOT)]
-        + sorted(p.relative_to(site).as_posix() for p in site.glob("results/*/dial.html")),
-        Queue(),
+def opened(path: str, profile: Path) -> tuple[str, list[str]]:
+    """A page that is opened from the disk: its HTML once its scripts have run, and the console."""
+    options = (*FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom")
+    process = subprocess.run(
+        [CHROMIUM, *options, path],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
+    return process.stdout, console(process.stderr)
 
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(site))
 
-        def log_message(self, *_):
-            pass
+@needs_chromium
+def test_formulas_are_shown_without_a_server_and_a_network(site, tmp_path):
+    page = site / "nbs" / "method" / "13_hypernetwork.html"
+    html, lines = opened(page.as_uri(), tmp_path)
+    assert not lines
+    assert html.count("<mjx-container") > 5
 
-        def answer(self, text, kind="application/json"):
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(text.encode())
 
-        def do_GET(self):
-            if self.path == "/harness":
-                self.answer(HARNESS, "text/html")
-            elif self.path == "/plan":
-                self.answer(json.dumps({"pages": pages, "widths": WIDTHS}))
-            elif self.path == "/favicon.ico":
-                self.answer("", "image/x-icon")
-            else:
-                super().do_GET()
+@needs_chromium
+def test_search_finds_without_a_server_and_a_network(site, tmp_path):
+    html, lines = opened((site / "search.html").as_uri() + "?q=permutation", tmp_path)
+    assert not lines
+    assert "nbs/method/21_statistics.html" in html
 
-        def do_POST(self):
-            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.answer("{}")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+class Server(ThreadingHTTPServer):
+    """Serves the site and the harness, and receives the report of the harness."""
+
+    def __init__(self, site: Path, plan: dict):
+        self.site = site
+        self.plan = plan
+        self.reports = Queue()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def __init__(self, request, client, server):
+        super().__init__(request, client, server, directory=str(server.site))
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, text: str, kind: str):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        if self.path == "/harness":
+            self.answer(HARNESS.read_text(encoding="utf-8"), "text/html")
+        elif self.path == "/plan":
+            self.answer(json.dumps(self.server.plan), "application/json")
+        elif self.path == "/favicon.ico":
+            self.answer("", "image/x-icon")
+        else:
+            super().do_GET()
+
+    def do_POST(self):
+        length = int(self.headers["Content-Length"])
+        self.server.reports.put(json.loads(self.rfile.read(length)))
+        self.answer("{}", "application/json")
+
+
+def browse(site: Path, plan: dict, folder: Path) -> tuple[dict | None, list[str]]:
+    """What the harness reports of the site, and the console; None where it comes to no end."""
+    server = Server(site, plan)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'user'}",
-        "--window-size=1400,1000",
-    )
-    with open(tmp_path / "log", "w+", encoding="utf-8") as log:
+    log_path = folder / "log"
+    address = f"http://127.0.0.1:{server.server_port}/harness"
+    with log_path.open("w", encoding="utf-8") as log:
         browser = subprocess.Popen(
-            [CHROMIUM, *flags, f"http://127.0.0.1:{server.server_port}/harness"],
+            [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'user'}", address],
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
         try:
-            found = told.get(timeout=300)
+            report = server.reports.get(timeout=900)
         except Empty:
-            found = None
+            report = None
         finally:
             browser.terminate()
             browser.wait(30)
             server.shutdown()
             server.server_close()
-        log.seek(0)
-        said = [line.strip() for line in log if "CONSOLE" in line]
-    assert found is not None, f"the browser did not come to an end; console: {said}"
-    assert not said and not found["wrong"], (said, found["wrong"])
-    assert set(found["hits"]) == {str(w) for w in WIDTHS}
-    for hits in found["hits"].values():
-        assert any("11_statistics.html" in h for h in hits), hits
-    dials = sorted(site.glob("results/*/dial.html"))
-    assert dials and len(found["turns"]) == len(dials) * len(WIDTHS)
-    for name, turn in found["turns"].items():
-        state = json.loads(
-            re.search(
-                r"const state=(\[.*?\]),dial=", (site / name.split()[0]).read_text(encoding="utf-8")
-            )[1]
-        )
-        assert [[line, f"cell{cell}"] for cell, line in state] == [
-            list(x) for x in zip(turn["lines"], turn["cells"])
-        ], name
-        assert len(set(turn["cells"])) > 3 and len(set(turn["lines"])) == len(state), name
-        assert turn["smallest"] >= 9, f"{name}: labels of {turn['smallest']} pixels"
+    return report, console(log_path.read_text(encoding="utf-8"))
+
+
+@needs_chromium
+def test_in_a_browser_at_two_widths(site, tmp_path):
+    """No message on the console, nothing broken, and a search and a dial that work."""
+    dials = sorted(path.relative_to(site).as_posix() for path in site.glob("results/*/dial.html"))
+    notes = sorted(path.relative_to(site).as_posix() for path in site.glob("docs/*.html"))
+    others = ["CONTRIBUTING.html", "CHANGELOG.html", "docs/api/edgenes.genotype.html"]
+    pages = [*notebook_pages(), *notes, *others, *dials]
+    plan = {"pages": pages, "widths": WIDTHS, "words": "permutation test"}
+    report, lines = browse(site, plan, tmp_path)
+    assert report is not None, f"the browser did not come to an end; console: {lines}"
+    assert not lines
+    assert not report["wrong"]
+    for width in WIDTHS:
+        assert any("21_statistics.html" in link for link in report["results"][str(width)])
+    assert dials
+    assert len(report["dials"]) == len(dials) * len(WIDTHS)
+    for name, positions in report["dials"].items():
+        check_dial((site / name.split()[0]).read_text(encoding="utf-8"), positions)
+
+
+def check_dial(page: str, positions: list[dict]) -> None:
+    """Every position shows its caption and its cell, and labels that can be read."""
+    captions = json.loads(re.search(r"const captions = (\[.*?\]);\n", page)[1])
+    cells = json.loads(re.search(r"const cells = (\[.*?\]);\n", page)[1])
+    assert [position["caption"] for position in positions] == captions
+    assert [position["read_aloud"] for position in positions] == captions
+    assert [position["cells"] for position in positions] == [[f"cell{cell}"] for cell in cells]
+    assert len(set(captions)) == len(positions)
+    assert len(set(cells)) > 3
+    assert min(position["smallest_label"] for position in positions) >= 9  # pixels
+
+
+# ------------------------------------------------------------------ the notebook of the dial
 
 
 def test_the_notebook_of_the_dial_shows_a_slider(monkeypatch):
-    """Executed as a reader would: the cell's output is a widget, with the slider and the picture in it."""
-    monkeypatch.chdir(ROOT / "nbs")
-    nb = nbformat.read("21_dial.ipynb", as_version=4)
-    cells = [c for c in nb.cells if c.cell_type == "code"]
-    last = next(i for i, c in enumerate(cells) if "SelectionSlider" in c.source)
-    nb.cells = [
-        c for c in cells[: last + 1] if "smoke" not in c.source
-    ]  # but for the trial, which trains
-    NotebookClient(nb, timeout=120, kernel_name="python3").execute()
-    views = [
-        o.data["application/vnd.jupyter.widget-view+json"]["model_id"]
-        for o in nb.cells[-1].outputs
-        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
-    ]
-    assert len(views) == 1, nb.cells[-1].outputs
-    widgets = nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
-    children = [
-        widgets[c.removeprefix("IPY_MODEL_")] for c in widgets[views[0]]["state"]["children"]
-    ]
-    assert [c["model_name"] for c in children] == ["SelectionSliderModel", "OutputModel"]
-    assert any("image/svg+xml" in o.get("data", {}) for o in children[1]["state"]["outputs"]), (
-        "the slider moves nothing"
-    )
+    """Executed as a reader would: the output is a widget, with the slider and the picture in it."""
+    monkeypatch.chdir(ROOT / "nbs" / "report")
+    notebook = nbformat.read("dial.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    last = next(i for i, cell in enumerate(cells) if "SelectionSlider" in cell.source)
+    notebook.cells = cells[: last + 1]
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    kind = "application/vnd.jupyter.widget-view+json"
+    outputs = [output.get("data", {}) for output in notebook.cells[-1].outputs]
+    views = [data[kind]["model_id"] for data in outputs if kind in data]
+    assert len(views) == 1
+    models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    names = models[views[0]]["state"]["children"]
+    slider, picture = [models[name.removeprefix("IPY_MODEL_")] for name in names]
+    assert slider["model_name"] == "SelectionSliderModel"
+    assert picture["model_name"] == "OutputModel"
+    shown = picture["state"]["outputs"]
+    assert any("image/svg+xml" in output.get("data", {}) for output in shown)

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, which holds what the package requires and nothing else."""
+"""The wheel in an environment of its own, which holds what the package requires and no more."""
 
 import os
 import shutil
@@ -11,113 +11,114 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_project import ROOT, read_settings, run
+from project import ROOT, read_settings, run
+
+FILES_OF_A_BUILD = {
+    "pyproject.toml",
+    "setup.py",
+    "settings.ini",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "requirements.lock",
+    "environment.yml",
+    "edgenes",
+}
 
 USE = """
 import sys
 import numpy as np
 from sklearn.datasets import load_digits
 from edgenes import EdgeNES
+
 digits = load_digits()
-images, labels = (digits.images * 255 / 16).round().astype(np.uint8)[:200], digits.target[:200]
-model = EdgeNES(members=2, candidates=2, search_steps=8, epochs=1, seed=0, verbose=0).fit(images, labels)
-probs = model.predict_proba(images[:10])
-assert probs.shape == (10, 10) and np.allclose(probs.sum(1), 1)
+images = (digits.images * 255 / 16).round().astype(np.uint8)[:200]
+model = EdgeNES(members=2, candidates=2, search_steps=8, epochs=1, seed=0, verbose=0)
+model.fit(images, digits.target[:200])
+probabilities = model.predict_proba(images[:10])
+assert probabilities.shape == (10, 10)
+assert np.allclose(probabilities.sum(1), 1)
 model.save(sys.argv[1])
-assert (EdgeNES.load(sys.argv[1]).predict_proba(images[:10]) == probs).all()
+assert (EdgeNES.load(sys.argv[1]).predict_proba(images[:10]) == probabilities).all()
 """
+
 EVERY_MODULE = """
-import importlib, pkgutil, edgenes
-names = [m.name for m in pkgutil.walk_packages(edgenes.__path__, "edgenes.") if not m.name.endswith("__main__")]
+import importlib
+import pkgutil
+
+import edgenes
+
+names = [module.name for module in pkgutil.walk_packages(edgenes.__path__, "edgenes.")]
+names = [name for name in names if not name.endswith("__main__")]
 assert len(names) > 30, names
-for name in names: importlib.import_module(name)
+for name in names:
+    importlib.import_module(name)
 """
-SECONDS = "import time, torch; start = time.process_time(); import edgenes; print(time.process_time() - start)"
+
+SECONDS = """
+import time
+import torch
+
+start = time.process_time()
+import edgenes
+print(time.process_time() - start)
+"""
 
 
-def needed() -> set[str]:
+def needed_distributions() -> set[str]:
     """Names of the distributions that the package requires, and what these require in turn."""
-    found, todo = set(), read_settings()["requirements"].split()
-    while todo:
-        requirement = Requirement(todo.pop())
+    names = set()
+    open_requirements = read_settings()["requirements"].split()
+    while open_requirements:
+        requirement = Requirement(open_requirements.pop())
         name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
-            continue
-        found.add(name)
-        todo += distribution(name).requires or []
-    return found
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and name not in names:
+            names.add(name)
+            open_requirements += distribution(name).requires or []
+    return names
+
+
+def link_distribution(name: str, site: Path) -> None:
+    """Links the files of an installed distribution into another environment."""
+    installed = distribution(name)
+    tops = {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}
+    for top in tops:
+        if not (site / top).exists():
+            (site / top).symlink_to(Path(installed.locate_file(top)))
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A venv with links to the installed distributions of `needed`, and the wheel; nothing is downloaded."""
+    """The Python of an environment with the wheel and links to `needed_distributions`.
+
+    Nothing is downloaded.
+    """
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(
-        ROOT,
-        folder / "source",
-        ignore=lambda at, names: [
-            n
-            for n in names
-            if Path(at) == ROOT
-            and n
-            not in (
-                "pyproject.toml",
-                "setup.py",
-                "settings.ini",
-                "MANIFEST.in",
-                "README.md",
-                "LICENSE",
-                "requirements.lock",
-                "environment.yml",
-                "edgenes",
-            )
-        ],
-    )
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        folder,
-        folder / "source",
-    )
+
+    def other_files(place, names):
+        return [name for name in names if Path(place) == ROOT and name not in FILES_OF_A_BUILD]
+
+    shutil.copytree(ROOT, folder / "source", ignore=other_files)
+    offline = ("--no-deps", "--no-index")
+    build = ("wheel", *offline, "--no-build-isolation", "-w", folder, folder / "source")
+    run(sys.executable, "-m", "pip", *build)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    for name in needed():
-        installed = distribution(name)
-        for top in {
-            file.parts[0]
-            for file in installed.files or []
-            if file.parts[0] not in ("..", "__pycache__")
-        }:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(installed.locate_file(top)))
+    for name in needed_distributions():
+        link_distribution(name, site)
     [wheel] = folder.glob("*.whl")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--no-compile",
-        wheel,
-    )
+    install = ("install", *offline, "--no-compile", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, *install)
     return python
 
 
 def call(*command, folder: Path) -> subprocess.CompletedProcess:
-    """A command away from the checkout, without what the tests' own environment says."""
+    """A command away from the checkout, without the variables of the tests' own environment."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "EDGENES"))}
     return subprocess.run(
-        [str(c) for c in command],
+        [str(part) for part in command],
         cwd=folder,
         env=env,
         capture_output=True,
@@ -126,8 +127,9 @@ def call(*command, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_environment_holds_no_development_package(environment, tmp_path):
-    for name in (
+@pytest.mark.parametrize(
+    "name",
+    [
         "nbdev",
         "fastcore",
         "papermill",
@@ -136,55 +138,57 @@ def test_environment_holds_no_development_package(environment, tmp_path):
         "ipywidgets",
         "pytest",
         "hypothesis",
-    ):
-        assert call(environment, "-c", f"import {name}", folder=tmp_path).returncode, (
-            f"{name} can be imported"
-        )
-    done = call(environment, "-c", "import edgenes; print(edgenes.__file__)", folder=tmp_path)
-    assert done.stdout.startswith(str(environment.parents[1])), done
+    ],
+)
+def test_environment_holds_no_development_package(environment, tmp_path, name):
+    process = call(environment, "-c", f"import {name}", folder=tmp_path)
+    assert process.returncode, f"{name} can be imported"
+
+
+def test_the_package_is_that_of_the_wheel(environment, tmp_path):
+    process = call(environment, "-c", "import edgenes; print(edgenes.__file__)", folder=tmp_path)
+    assert process.stdout.startswith(str(environment.parents[1])), process
 
 
 def test_every_module_imports(environment, tmp_path):
-    done = call(environment, "-c", EVERY_MODULE, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = call(environment, "-c", EVERY_MODULE, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 def test_import_is_quick(environment, tmp_path):
-    """Beyond torch; processor seconds, so that a busy machine does not count."""
-    assert (
-        min(float(call(environment, "-c", SECONDS, folder=tmp_path).stdout) for _ in range(3)) < 0.3
-    )
+    """Beyond torch; in seconds of the process, so that a busy machine does not count."""
+    processes = [call(environment, "-c", SECONDS, folder=tmp_path) for _ in range(3)]
+    assert min(float(process.stdout) for process in processes) < 0.3
 
 
 def test_estimator_fits(environment, tmp_path):
-    done = call(environment, "-c", USE, tmp_path / "ensemble", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = call(environment, "-c", USE, tmp_path / "ensemble", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
-def test_commands(environment, tmp_path):
+@pytest.mark.parametrize("command", [(), ("fit",)])
+def test_help(environment, tmp_path, command):
+    process = call(environment.parent / "edgenes", *command, "--help", folder=tmp_path)
+    assert process.returncode == 0, process
+    assert "Usage" in process.stdout
+
+
+def test_run_and_report(environment, tmp_path):
     edgenes = environment.parent / "edgenes"
-    for command in ((), ("fit",)):
-        done = call(edgenes, *command, "--help", folder=tmp_path)
-        assert done.returncode == 0 and "Usage" in done.stdout, done
-    done = call(
-        edgenes,
-        "run",
-        "smoke",
-        "--experiments",
-        "control",
-        "--workers",
-        "1",
-        "--results",
-        "r",
-        folder=tmp_path,
-    )
-    assert done.returncode == 0 and (tmp_path / "r" / "report.html").exists(), done.stderr
-    (tmp_path / "r" / "report.html").unlink()
-    done = call(edgenes, "report", "smoke", "--results", "r", folder=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "r" / "report.html").exists(), done.stderr
-    done = call(edgenes, "bench", "--quick", folder=tmp_path)  # compares with a notebook
-    assert (
-        done.returncode == 2
-        and "run it inside a checkout of the project" in done.stderr
-        and done.stderr.count("\n") == 1
-    ), done
+    page = tmp_path / "r" / "report.html"
+    smallest = ("smoke", "--experiments", "control", "--workers", "1")
+    process = call(edgenes, "run", *smallest, "--results", "r", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert page.exists(), process.stderr
+    page.unlink()
+    process = call(edgenes, "report", "smoke", "--results", "r", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert page.exists(), process.stderr
+
+
+def test_bench_needs_a_checkout(environment, tmp_path):
+    """It compares the package with a notebook, which no wheel holds."""
+    process = call(environment.parent / "edgenes", "bench", "--quick", folder=tmp_path)
+    assert process.returncode == 2, process
+    assert "run it inside a checkout of the project" in process.stderr
+    assert process.stderr.count("\n") == 1

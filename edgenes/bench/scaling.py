@@ -11,290 +11,363 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from ..core import EdgenesError, require, write_atomic, write_json
 from ..experiments.registry import EXPERIMENTS, experiment
-from ..study.pipeline import Plan
 from ..study.profiles import get_profile
 from ..study.records import Records, provenance
-from ..study.tasks import Task, genotype_of
+from ..study.tasks import KINDS, Plan
 from ..study.workspace import RecordedWorkspace
 
 # %% auto #0
-__all__ = ['Steps', 'Jobs', 'walked', 'cost', 'graph', 'repeated', 'pooled', 'in_jobs', 'simulated', 'measured', 'write_tables',
-           'write_measured']
+__all__ = ['Steps', 'Grid', 'recorded_grid', 'simulate_pool', 'simulate_jobs', 'simulate', 'measure', 'write_tables',
+           'write_measurement']
 
 # %% ../../nbs/bench/scaling.ipynb #18af005
-class _Nothing(Records):
-    "Records that are never found: a plan that looks for them asks for every run."
+Steps: TypeAlias = list[list[str]]  # of a plan: the names of the runs that it asks for at each step
+
+
+class _NoRecords(Records):
+    """Records of which none is found: a plan that looks for them asks for every run."""
 
     def find(self, kind: str, inputs: dict[str, Any]) -> None:
         return None
 
 
-class _Unfinished(RecordedWorkspace):
+class _UnfinishedWorkspace(RecordedWorkspace):
+    """A workspace in which nothing seems to be finished."""
+
     @property
     def records(self) -> Records:
-        return _Nothing(self.results)
+        return _NoRecords(self.results)
 
 
-Steps = list[list[str]]  # of one plan: the names of the runs that it asks for at each step
+@dataclass(frozen=True)
+class Grid:
+    """All runs of some experiments."""
+
+    jobs: dict[str, list[Steps]]  # by experiment, or by experiment and seed: the steps of its plans
+    seconds: dict[str, float]  # of each run
+
+    @property
+    def plans(self) -> list[Steps]:
+        """The plans of all jobs, in their order."""
+        return [steps for plans in self.jobs.values() for steps in plans]
+
+    @property
+    def work(self) -> float:
+        """Seconds of all runs together."""
+        return sum(self.seconds.values())
+
+    def repeated(
+        self,
+        seeds: int,  # how many
+    ) -> Grid:
+        """The same grid for several seeds, which share no run."""
+        jobs = {
+            f"{job}@{seed}": [_renamed(steps, seed) for steps in plans]
+            for job, plans in self.jobs.items()
+            for seed in range(seeds)
+        }
+        seconds = {
+            f"{run}@{seed}": value for run, value in self.seconds.items() for seed in range(seeds)
+        }
+        return Grid(jobs, seconds)
 
 
-def walked(
+def _renamed(steps: Steps, seed: int) -> Steps:
+    return [[f"{run}@{seed}" for run in step] for step in steps]
+
+
+def recorded_grid(
+    profile: str,
+    results: str | Path,  # its results folder
+    seed: int = 0,
+) -> Grid:
+    """The grid of all experiments at one seed.
+
+    Raises `EdgenesError` unless every run has a record.
+    """
+    workspace = _UnfinishedWorkspace(get_profile(profile), str(results), None)
+    seconds: dict[str, float] = {}
+    jobs = {}
+    for name in EXPERIMENTS:
+        plans = experiment(name).plans(workspace, seed)
+        jobs[name] = [_steps_of(plan, workspace, seconds) for plan in plans]
+    return Grid(jobs, seconds)
+
+
+def _steps_of(
     plan: Plan,
     workspace: RecordedWorkspace,
-    seconds: dict[str, float],  # of each run; what the plan asks for is added
+    seconds: dict[str, float],  # of each run; those that the plan asks for are added
 ) -> Steps:
-    "What a finished plan asks for. `EdgenesError` where a record is missing."
+    """What a finished plan asks for."""
+    records = Records(workspace.results)
     steps: Steps = []
-    records, sent = Records(workspace.results), None
+    answer = None
     while True:
         try:
-            tasks = plan.send(sent)  # type: ignore[arg-type]
+            tasks = plan.send(answer)  # type: ignore[arg-type]  # None starts the plan
         except StopIteration:
             return steps
-        names = [f"{t.kind}-{records.key(t.inputs(workspace))}" for t in tasks]
-        found = [records.find(t.kind, t.inputs(workspace)) for t in tasks]
-        for name, record in zip(names, found):
-            require(
-                record is not None, f"{name} is not in {workspace.results}: run the profile first"
-            )
-        sent = [r for r in found if r is not None]
-        for name, record in zip(names, sent):
+        names = []
+        answer = []
+        for task in tasks:
+            name = f"{task.kind}-{task.key(workspace)}"
+            record = records.find(task.kind, task.inputs(workspace))
+            if record is None:
+                raise EdgenesError(f"{name} is not in {workspace.results}: run the profile first")
             if name not in seconds:
-                seconds[name] = cost(record, workspace)
+                seconds[name] = KINDS[task.kind].cost(record, records)
+            names.append(name)
+            answer.append(record)
         steps.append(names)
 
-# %% ../../nbs/bench/scaling.ipynb #18af006
-_PARTS = {
-    "darts": ("search",),
-    "hypernetwork": ("search",),
-    "screening": ("screening",),
-    "retraining": ("retraining", "prediction"),
-    "system": ("selection",),
-    "shift": ("shift",),
-}
-
-
-def cost(record: dict[str, Any], workspace: RecordedWorkspace) -> float:
-    "Compute seconds of one run, without those of the runs that it uses."
-    if record["kind"] != "evolution":
-        return sum(record["seconds"][part] for part in _PARTS[record["kind"]])
-    records, pool = Records(workspace.results), record["results"]["pool"]
-    runs = [
-        Task("retraining", seed, genotype=genotype_of(edges, workspace.profile.space))
-        for edges, seed in pool
-    ]
-    found = [records.find("retraining", run.inputs(workspace)) for run in runs]
-    require(
-        all(found),
-        f"an evolution in {workspace.results} lacks the records of its retrainings: run the profile again",
-    )
-    return sum(cost(r, workspace) for r in found if r)
-
-
-Jobs = dict[str, list[Steps]]  # of each job (an experiment and seed) its plans
-
-
-def graph(profile: str, results: str | Path, seed: int = 0) -> tuple[Jobs, dict[str, float]]:
-    "The plans of every experiment at one seed, and the compute seconds of each run. `EdgenesError` unless all are finished."
-    workspace = _Unfinished(get_profile(profile), str(results), None)
-    seconds: dict[str, float] = {}
-    return {
-        name: [walked(plan, workspace, seconds) for plan in experiment(name).plans(workspace, seed)]
-        for name in EXPERIMENTS
-    }, seconds
-
-
-def repeated(jobs: Jobs, seconds: dict[str, float], seeds: int) -> tuple[Jobs, dict[str, float]]:
-    "The same graph for several seeds, which share no run."
-    named = lambda steps, s: [[f"{name}@{s}" for name in step] for step in steps]
-    return (
-        {
-            f"{job}@{s}": [named(steps, s) for steps in plans]
-            for job, plans in jobs.items()
-            for s in range(seeds)
-        },
-        {f"{name}@{s}": value for name, value in seconds.items() for s in range(seeds)},
-    )
-
 # %% ../../nbs/bench/scaling.ipynb #18af008
-def pooled(plans: list[Steps], seconds: dict[str, float], workers: int) -> tuple[float, list[str]]:
-    "(seconds until all plans are finished, the runs that the last one waited for in turn)."
-    at, left, done, asked = [0] * len(plans), [0] * len(plans), set(), set()
-    ready, cause, waits, now, last = (
-        list[tuple[int, int, str]](),
-        dict[str, str](),
-        defaultdict(list),
-        0.0,
-        "",
-    )
-    running = list[tuple[float, str]]()
+class _Pool:
+    """The queue of `edgenes run`, with a simulated clock."""
 
-    def ask(plan: int) -> None:
-        while at[plan] < len(plans[plan]):
-            needed = [name for name in dict.fromkeys(plans[plan][at[plan]]) if name not in done]
-            for place, name in enumerate(needed):
-                waits[name].append(plan)
-                if name not in asked:
-                    heappush(ready, (plan, place, name))
-                cause.setdefault(name, last)
-                asked.add(name)
-            left[plan] = len(needed)
+    def __init__(self, plans: Sequence[Steps], seconds: Mapping[str, float], workers: int):
+        self.plans = plans
+        self.seconds = seconds
+        self.workers = workers
+        self.now = 0.0
+        self.last_run = ""  # the run that has just ended
+        self.step = [0] * len(plans)  # at which each plan is
+        self.awaited = [0] * len(plans)  # how many runs of that step each plan waits for
+        self.waiting: defaultdict[str, list[int]] = defaultdict(list)  # by run: the plans
+        self.ready: list[tuple[int, int, str]] = []  # a heap: plan, place in its step, run
+        self.running: list[tuple[float, str]] = []  # a heap: end, run
+        self.finished: set[str] = set()
+        self.asked_after: dict[str, str] = {}  # by run: whose end let a plan ask for it
+
+    def simulate(self) -> None:
+        for plan in range(len(self.plans)):
+            self._ask(plan)
+        while self.ready or self.running:
+            self._start_runs()
+            self._end_run()
+
+    def _ask(self, plan: int) -> None:
+        """Asks for the runs of the next step of a plan that is not finished already."""
+        steps = self.plans[plan]
+        while self.step[plan] < len(steps):
+            step = dict.fromkeys(steps[self.step[plan]])
+            needed = [run for run in step if run not in self.finished]
+            for place, run in enumerate(needed):
+                self.waiting[run].append(plan)
+                if run not in self.asked_after:
+                    self.asked_after[run] = self.last_run
+                    heappush(self.ready, (plan, place, run))
+            self.awaited[plan] = len(needed)
             if needed:
                 return
-            at[plan] += 1
+            self.step[plan] += 1
 
-    for plan in range(len(plans)):
-        ask(plan)
-    while ready or running:
-        while ready and len(running) < workers:
-            heappush(running, (now + seconds[ready[0][2]], heappop(ready)[2]))
-        now, last = heappop(running)
-        done.add(last)
-        for plan in waits.pop(last):
-            left[plan] -= 1
-            if not left[plan]:
-                ask(plan)
-    chain = [last]
-    while cause.get(chain[0]):
-        chain.insert(0, cause[chain[0]])
-    return now, chain
+    def _start_runs(self) -> None:
+        while self.ready and len(self.running) < self.workers:
+            _, _, run = heappop(self.ready)
+            heappush(self.running, (self.now + self.seconds[run], run))
+
+    def _end_run(self) -> None:
+        self.now, self.last_run = heappop(self.running)
+        self.finished.add(self.last_run)
+        for plan in self.waiting.pop(self.last_run):
+            self.awaited[plan] -= 1
+            if not self.awaited[plan]:
+                self._ask(plan)
+
+    def chain(self) -> list[str]:
+        """The run that ended last, and before it what each one waited for."""
+        chain = [self.last_run]
+        while self.asked_after.get(chain[0]):
+            chain.insert(0, self.asked_after[chain[0]])
+        return chain
+
+
+def simulate_pool(
+    plans: Sequence[Steps],
+    seconds: Mapping[str, float],  # of each run
+    workers: int,
+) -> tuple[float, list[str]]:
+    """(seconds until all plans are finished, the runs that the last one waited for in turn)."""
+    pool = _Pool(plans, seconds, workers)
+    pool.simulate()
+    return pool.now, pool.chain()
 
 # %% ../../nbs/bench/scaling.ipynb #18af010
-def in_jobs(jobs: Jobs, seconds: dict[str, float], workers: int) -> float:
-    "Seconds until all jobs are finished, each on one worker from its start to its end."
-    runs = {
-        job: list(dict.fromkeys(name for steps in plans for step in steps for name in step))
-        for job, plans in jobs.items()
-        if any(plans)
-    }
-    first = {job: {name for steps in jobs[job] for name in steps[0]} for job in runs}
-    after = {job: next(other for other in runs if first[other] & first[job]) for job in runs}
-    ends, running = dict[str, float](), list[tuple[float, str, int]]()
-    waiting, finished, now = list(runs), set(), 0.0
-    while waiting or running:
-        for job in [job for job in waiting if after[job] == job or after[job] in finished][
-            : workers - len(running)
-        ]:
-            waiting.remove(job)
-            heappush(running, (now, job, 0))
-        now, job, place = heappop(running)
-        while place < len(runs[job]) and ends.get(runs[job][place], now + 1) <= now:
+class _JobQueue:
+    """The queue of a cluster, with a simulated clock."""
+
+    def __init__(self, grid: Grid, workers: int):
+        self.seconds = grid.seconds
+        self.workers = workers
+        self.now = 0.0
+        self.runs = {  # of each job, one after the other
+            job: list(dict.fromkeys(run for steps in plans for step in steps for run in step))
+            for job, plans in grid.jobs.items()
+            if any(plans)
+        }
+        self.starts_after = self._first_sharers(grid)
+        self.waiting = list(self.runs)  # jobs that are not started
+        self.running: list[tuple[float, str, int]] = []  # a heap: when, job, place in its runs
+        self.finished: set[str] = set()
+        self.ends: dict[str, float] = {}  # of each run that was begun
+
+    def _first_sharers(self, grid: Grid) -> dict[str, str]:
+        """For each job the first one that begins with one of the same runs; it may be itself."""
+        first_runs = {
+            job: {run for steps in grid.jobs[job] for run in steps[0]} for job in self.runs
+        }
+        return {
+            job: next(other for other in self.runs if first_runs[other] & first_runs[job])
+            for job in self.runs
+        }
+
+    def simulate(self) -> None:
+        while self.waiting or self.running:
+            self._start_jobs()
+            self._go_on()
+
+    def _start_jobs(self) -> None:
+        startable = [job for job in self.waiting if self._may_start(job)]
+        for job in startable[: self.workers - len(self.running)]:
+            self.waiting.remove(job)
+            heappush(self.running, (self.now, job, 0))
+
+    def _may_start(self, job: str) -> bool:
+        before = self.starts_after[job]
+        return before == job or before in self.finished
+
+    def _go_on(self) -> None:
+        """Takes the job whose run ends next to the end of the run after it."""
+        self.now, job, place = heappop(self.running)
+        runs = self.runs[job]
+        while place < len(runs) and self._has_ended(runs[place]):
             place += 1
-        if place == len(runs[job]):
-            finished.add(job)
-        else:
-            heappush(
-                running,
-                (
-                    ends.setdefault(runs[job][place], now + seconds[runs[job][place]]),
-                    job,
-                    place + 1,
-                ),
-            )
-    return now
+        if place == len(runs):
+            self.finished.add(job)
+            return
+        run = runs[place]
+        if run not in self.ends:
+            self.ends[run] = self.now + self.seconds[run]
+        heappush(self.running, (self.ends[run], job, place + 1))
+
+    def _has_ended(self, run: str) -> bool:
+        return run in self.ends and self.ends[run] <= self.now
+
+
+def simulate_jobs(
+    grid: Grid,
+    workers: int,
+) -> float:
+    """Seconds until all jobs are finished, each on one worker from its start to its end."""
+    queue = _JobQueue(grid, workers)
+    queue.simulate()
+    return queue.now
 
 # %% ../../nbs/bench/scaling.ipynb #18af014
-def simulated(
+def simulate(
     profile: str,
-    results: str | Path,
-    seeds: Iterable[int] = (1, 7, 50),
+    results: str | Path,  # its results folder
+    seeds: Iterable[int] = (1, 7, 50),  # how many
     workers: Iterable[int] = (1, 2, 4, 8, 64, 512),
 ) -> dict[str, pd.DataFrame]:
-    "Tables: `simulated`, a row a number of seeds and workers; `chain`, the runs of the longest chain."
-    base, rows = graph(profile, results), []
-    costs: dict[str, float] = {}
+    """Tables: `simulated`, one row per number of seeds and workers; `chain`, the longest chain."""
+    one_seed = recorded_grid(profile, results)
+    rows = []
     for count in seeds:
-        jobs, costs = repeated(*base, count)
-        plans, work = [steps for group in jobs.values() for steps in group], sum(costs.values())
-        longest = pooled(plans, costs, len(costs))
-        for p in workers:
-            times = {"pool": pooled(plans, costs, p)[0], "jobs": in_jobs(jobs, costs, p)}
-            rows.append(
-                {
-                    "seeds": count,
-                    "workers": p,
-                    "runs": len(costs),
-                    "work_s": work,
-                    "chain_s": longest[0],
-                    "useful_workers": work / longest[0],
-                }
-                | {f"{how}_s": t for how, t in times.items()}
-                | {f"{how}_speedup": work / t for how, t in times.items()}
-                | {f"{how}_efficiency": work / t / p for how, t in times.items()}
-            )
-    chain = pd.DataFrame(
-        [{"run": name.split("@")[0], "seconds": costs[name]} for name in longest[1]]
-    )
-    return {"simulated": pd.DataFrame(rows), "chain": chain}
+        grid = one_seed.repeated(count)
+        chain_seconds, chain = simulate_pool(grid.plans, grid.seconds, len(grid.seconds))
+        for number in workers:
+            rows.append(_row(grid, count, number, chain_seconds))
+    names = [{"run": run.split("@")[0], "seconds": grid.seconds[run]} for run in chain]
+    return {"simulated": pd.DataFrame(rows), "chain": pd.DataFrame(names)}
+
+
+def _row(grid: Grid, seeds: int, workers: int, chain_seconds: float) -> dict[str, Any]:
+    pool_seconds, _ = simulate_pool(grid.plans, grid.seconds, workers)
+    job_seconds = simulate_jobs(grid, workers)
+    return {
+        "seeds": seeds,
+        "workers": workers,
+        "runs": len(grid.seconds),
+        "work_s": grid.work,
+        "chain_s": chain_seconds,
+        "useful_workers": grid.work / chain_seconds,
+        "pool_s": pool_seconds,
+        "jobs_s": job_seconds,
+        "pool_speedup": grid.work / pool_seconds,
+        "jobs_speedup": grid.work / job_seconds,
+        "pool_efficiency": grid.work / pool_seconds / workers,
+        "jobs_efficiency": grid.work / job_seconds / workers,
+    }
 
 # %% ../../nbs/bench/scaling.ipynb #18af016
-def measured(
-    profile: str = "demo", experiments: str = "quality", workers: Iterable[int] = (1, 2, 4)
+def measure(
+    profile: str = "demo",
+    experiments: str = "quality",  # names, separated by commas
+    workers: Iterable[int] = (1, 2, 4),
 ) -> dict[str, Any]:
-    "Runs experiments of one seed from nothing with each number of workers, and says how long it took. The machine has to be idle."
-    rows = []
-    for p in workers:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            command = [
-                sys.executable,
-                "-m",
-                "edgenes",
-                "run",
-                profile,
-                "--results",
-                folder,
-                "--seeds",
-                "0,",
-                "--experiments",
-                experiments,
-                "--workers",
-                str(p),
-                "--device",
-                "cpu",
-                "--no-tables",
-                "--no-notebooks",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise EdgenesError(done.stderr.strip().splitlines()[-1])
-            rows.append(
-                {
-                    "workers": p,
-                    "runs": len(list(Path(folder).glob("runs/*.json"))),
-                    "seconds": time.perf_counter() - start,
-                }
-            )
+    """Runs experiments of one seed from nothing with each number of workers, and takes the time.
+
+    The machine has to be idle. Raises `EdgenesError` where a run fails.
+    """
+    rows = [_timed_run(profile, experiments, number) for number in workers]
+    first_seconds = rows[0]["seconds"]
     return {
         "profile": profile,
         "experiments": experiments,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "rows": [r | {"speedup": rows[0]["seconds"] / r["seconds"]} for r in rows],
+        "rows": [row | {"speedup": first_seconds / row["seconds"]} for row in rows],
         "provenance": provenance(),
     }
 
 
-def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> list[Path]:
-    "Writes tables/<name>.csv."
-    return [
-        write_atomic(
-            folder / "tables" / f"{name}.csv",
-            frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        )
-        for name, frame in tables.items()
-    ]
+def _timed_run(profile: str, experiments: str, workers: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "--results": folder,
+            "--seeds": "0,",
+            "--experiments": experiments,
+            "--workers": str(workers),
+            "--device": "cpu",
+        }
+        command = [sys.executable, "-m", "edgenes", "run", profile]
+        command += [word for option in options.items() for word in option]
+        command += ["--no-tables", "--no-notebooks"]
+        start = time.perf_counter()
+        process = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        require(process.returncode == 0, process.stderr.strip().rpartition("\n")[2])
+        runs = list(Path(folder).glob("runs/*.json"))
+        return {"workers": workers, "runs": len(runs), "seconds": seconds}
 
 
-def write_measured(folder: Path, found: dict[str, Any]) -> Path:
-    "Keeps a measurement beside the tables."
-    return write_json(folder / "measured.json", found)
+def write_tables(
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],  # as `simulate` gives them
+) -> list[Path]:
+    """Writes tables/NAME.csv."""
+    paths = []
+    for name, frame in tables.items():
+        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        paths.append(write_atomic(folder / "tables" / f"{name}.csv", text))
+    return paths
+
+
+def write_measurement(
+    folder: Path,
+    measurement: Mapping[str, Any],  # as `measure` gives it
+) -> Path:
+    """Writes measured.json beside the tables."""
+    return write_json(folder / "measured.json", measurement)

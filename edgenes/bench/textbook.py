@@ -5,14 +5,18 @@
 # %% ../../nbs/bench/textbook.ipynb #8cae002bencht
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..discrete import DiscreteNetwork
+from ..discrete import DiscreteCell, DiscreteNetwork
+from ..genotype import SearchSpace
+from ..network import CellShape
 from edgenes.operations import (
     AveragePool,
     ConvNorm,
@@ -21,144 +25,173 @@ from edgenes.operations import (
     operation,
     preprocess,
 )
-from ..supernet import EdgeModules
+from ..supernet import Bundle, Cell, SourceOperations, Supernet
 
 # %% auto #0
-__all__ = ['PlainCell', 'plain_supernet', 'library', 'plain_reduce', 'copy_weights', 'weight_pairs', 'PlainNetwork']
+__all__ = ['PlainCell', 'use_library_calls', 'plain_reduce', 'copy_weights', 'plain_supernet', 'WeightPair', 'weight_pairs',
+           'PlainNetwork']
 
 # %% ../../nbs/bench/textbook.ipynb #8cae016
 class PlainCell(nn.Module):
-    def __init__(self, space, c_before, c_previous, c, reduction, reduced_before):
+    """A relaxed cell with one module per edge and operation."""
+
+    def __init__(self, space: SearchSpace, shape: CellShape):
         super().__init__()
         self.space = space
-        self.pre0 = preprocess(c_before, c, reduced_before, affine=False)
-        self.pre1 = ConvNorm(c_previous, c, affine=False)
-        self.ops = nn.ModuleList(
-            nn.ModuleList(
-                operation(name, c, 2 if reduction and source < 2 else 1, affine=False)
-                for name in space.operations
-            )
-            for node, source in space.edges
-        )
+        channels = shape.channels
+        self.pre0 = preprocess(shape.c_before, channels, shape.follows_reduction, affine=False)
+        self.pre1 = ConvNorm(shape.c_previous, channels, affine=False)
+        self.ops = nn.ModuleList()  # all operations of the first edge, then of the second, ...
+        for _, source in space.edges:
+            stride = 2 if shape.is_reduction and source < 2 else 1
+            for name in space.operations:
+                self.ops.append(operation(name, channels, stride, affine=False))
 
-    def forward(self, before, previous, mix, used=None):
+    def op(
+        self,
+        row: int,  # number of the edge in the space
+        place: int,  # number of the operation in the space
+    ) -> nn.Module:
+        """The module of an operation on an edge."""
+        return self.ops[row * len(self.space.operations) + place]
+
+    def forward(
+        self,
+        before: Tensor,  # (N, c_before, H, W) after a ReLU
+        previous: Tensor,  # (N, c_previous, H', W') after a ReLU
+        mix: Tensor,  # (E, O) mixing weights
+        used: list[list[bool]] | None = None,  # not read: every operation is evaluated
+    ) -> Tensor:  # (N, nodes * channels, ...)
+        """The nodes, side by side."""
         states = [self.pre0(before), self.pre1(previous)]
-        for node in range(2, self.space.nodes + 2):
-            states.append(
-                sum(
-                    w * op(states[source])
-                    for (to, source), ops, row in zip(self.space.edges, self.ops, mix)
-                    if to == node
-                    for w, op in zip(row, ops)
-                )
-            )
+        for node in self.space.intermediate_nodes:
+            outputs = []
+            for row, (target, source) in enumerate(self.space.edges):
+                if target != node:
+                    continue
+                for place in range(len(self.space.operations)):
+                    op = self.op(row, place)
+                    outputs.append(mix[row, place] * op(states[source]))
+            states.append(sum(outputs[1:], outputs[0]))
         return torch.cat(states[2:], 1)
 
-
-def plain_supernet(net):
-    "A textbook copy of a `Supernet`, with library convolutions throughout."
-    import copy
-
-    plain = copy.deepcopy(net)
-    for i, cell in enumerate(net.cells):
-        plain.cells[i] = copy_weights(cell, net.space)
-    return library(plain)
-
 # %% ../../nbs/bench/textbook.ipynb #8cae016b
-def library(net):
-    "The same modules, with the library's convolutions and pools."
-    for m in net.modules():
-        if isinstance(m, Depthwise):
-            m.forward = partial(nn.Conv2d.forward, m)
-        if isinstance(m, nn.BatchNorm2d):
-            m.forward = partial(nn.BatchNorm2d.forward, m)
-        if isinstance(m, AveragePool):
-            m.forward = nn.AvgPool2d(3, m.stride, 1, count_include_pad=False)
-        if isinstance(m, FactorizedReduce):
-            m.forward = partial(plain_reduce, m)
-    return net
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
-def plain_reduce(m, x):
-    "A factorized reduce as a textbook writes it; an odd image is padded."
-    x = F.pad(F.relu(x) if m.relu else x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    return m.norm(torch.cat([m.even(x[:, :, ::2, ::2]), m.odd(x[:, :, 1::2, 1::2])], 1))
+def use_library_calls(
+    network: _Network,  # changed in place
+) -> _Network:  # the same network
+    """Lets all convolutions, pools and normalisations of a network be the library's."""
+    for module in network.modules():
+        forward = _library_forward(module)
+        if forward is not None:
+            module.forward = forward
+    return network
+
+
+def _library_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The library's forward pass of a module that has one of its own; None for other modules."""
+    if isinstance(module, Depthwise):
+        return partial(nn.Conv2d.forward, module)
+    if isinstance(module, nn.BatchNorm2d):
+        return partial(nn.BatchNorm2d.forward, module)
+    if isinstance(module, AveragePool):
+        return nn.AvgPool2d(3, module.stride, 1, count_include_pad=False)
+    if isinstance(module, FactorizedReduce):
+        return partial(plain_reduce, module)
+    return None
+
+
+def plain_reduce(
+    module: FactorizedReduce,
+    x: Tensor,  # (N, C, H, W)
+) -> Tensor:  # (N, C', ceil(H / 2), ceil(W / 2))
+    """A factorized reduce as a textbook writes it; an odd image is padded by zeros."""
+    if module.relu:
+        x = F.relu(x)
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    even = module.even(x[:, :, ::2, ::2])
+    odd = module.odd(x[:, :, 1::2, 1::2])
+    return module.norm(torch.cat([even, odd], 1))
 
 # %% ../../nbs/bench/textbook.ipynb #8cae017
-def copy_weights(cell, space):
-    "A `PlainCell` with the weights of a `Cell`."
-    c_before, c_previous = (
-        m.even.in_channels if isinstance(m, FactorizedReduce) else m[0].in_channels
-        for m in (cell.pre0, cell.pre1)
-    )
-    c, reduced = cell.pre1[0].out_channels, isinstance(cell.pre0, FactorizedReduce)
-    plain = PlainCell(space, c_before, c_previous, c, cell.sources[0].stride == 2, reduced).to(
-        cell.pre1[0].weight.dtype
-    )
-    (
-        plain.pre0.load_state_dict(cell.pre0.state_dict()),
-        plain.pre1.load_state_dict(cell.pre1.state_dict()),
-    )
-    for source, rows in zip(cell.sources, cell.rows):
-        for name, bundle in source.bundles.items():
-            o = space.operations.index(name)
-            for e, row in enumerate(rows):
-                if isinstance(bundle, EdgeModules):
-                    plain.ops[row][o].load_state_dict(bundle.ops[e].state_dict())
-                    continue
-                weights = [m for m in plain.ops[row][o].modules() if isinstance(m, nn.Conv2d)]
-                pieces = (
-                    [bundle.even, bundle.odd]
-                    if name == "skip_connect"
-                    else [w for pair in zip(bundle.depth, bundle.point) for w in pair]
-                )
-                for module, piece in zip(weights, pieces, strict=True):
-                    module.weight.data.copy_(piece.data.chunk(source.total)[e])
+def copy_weights(
+    cell: Cell,  # of a `Supernet`
+) -> PlainCell:
+    """A `PlainCell` with the weights of a `Cell`."""
+    plain = PlainCell(cell.space, cell.shape)
+    plain.to(cell.pre1.weight.dtype)
+    plain.pre0.load_state_dict(cell.pre0.state_dict())
+    plain.pre1.load_state_dict(cell.pre1.state_dict())
+    for pair in _cell_pairs(cell, plain):
+        for copied, rows in zip(pair.copies, pair.weight.chunk(len(pair.copies))):
+            copied.data.copy_(rows.data)
     return plain
 
+
+def plain_supernet(supernet: Supernet) -> Supernet:
+    """A copy of a `Supernet` whose cells are `PlainCell`s with the same weights."""
+    plain = copy.deepcopy(supernet)
+    for layer, cell in enumerate(supernet.cells):
+        plain.cells[layer] = copy_weights(cast(Cell, cell))
+    return use_library_calls(plain)
+
 # %% ../../nbs/bench/textbook.ipynb #8cae019
-def weight_pairs(net, plain):
-    "The parameters of both networks, matched: bundles against the concatenated weights of their edges."
-    for name, p in net.named_parameters():
+class WeightPair(NamedTuple):
+    """A weight of a supernet and the weights of its textbook copy with the same numbers."""
+
+    name: str
+    weight: Tensor
+    copies: list[Tensor]  # concatenated they are `weight`
+
+
+def weight_pairs(
+    supernet: Supernet,
+    plain: Supernet,  # its `plain_supernet`
+) -> Iterator[WeightPair]:
+    """All weights of both networks, matched."""
+    plain_weights = dict(plain.named_parameters())
+    for name, weight in supernet.named_parameters():
         if ".sources." not in name:
-            yield name, [p], [dict(plain.named_parameters())[name]]
-    for cell, other in zip(net.cells, plain.cells):
-        for source, rows in zip(cell.sources, cell.rows):
-            for name, bundle in source.bundles.items():
-                o = net.space.operations.index(name)
-                if isinstance(bundle, EdgeModules):
-                    for module, row in zip(bundle.ops, rows):
-                        for w, v in zip(module.parameters(), other.ops[row][o].parameters()):
-                            yield name, [w], [v]
-                    continue
-                pieces = (
-                    [bundle.even, bundle.odd]
-                    if name == "skip_connect"
-                    else [w for pair in zip(bundle.depth, bundle.point) for w in pair]
-                )
-                edges = [
-                    [m.weight for m in other.ops[row][o].modules() if isinstance(m, nn.Conv2d)]
-                    for row in rows
-                ]
-                for i, piece in enumerate(pieces):
-                    yield f"{name}.{i}", [piece], [weights[i] for weights in edges]
+            yield WeightPair(name, weight, [plain_weights[name]])
+    for cell, plain_cell in zip(supernet.cells, plain.cells):
+        yield from _cell_pairs(cast(Cell, cell), cast(PlainCell, plain_cell))
+
+
+def _cell_pairs(cell: Cell, plain: PlainCell) -> Iterator[WeightPair]:
+    """The weights of the operations of a cell, matched."""
+    for source, rows in zip(cell.sources, cell.rows):
+        for name, bundle in cast(SourceOperations, source).bundles.items():
+            place = cell.space.operations.index(name)
+            modules = [plain.op(row, place) for row in rows]
+            pairs = cast(Bundle, bundle).matches(modules)
+            for i, (weight, copies) in enumerate(pairs):
+                yield WeightPair(f"{name}.{i}", weight, copies)
 
 # %% ../../nbs/bench/textbook.ipynb #cf37025benc
 class PlainNetwork(DiscreteNetwork):
-    "A discrete network as a textbook writes it: every input of every cell computed, library calls, channels first."
+    """A discrete network as a textbook writes it; without auxiliary head and drop path.
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    >>> plain = use_library_calls(PlainNetwork(genotype, classes=10))
+    """
+
+    def features(self, x: Tensor) -> tuple[Tensor, None]:
+        """Logits (N, classes), and None in place of the logits of an auxiliary head."""
         before = previous = self.stem(x)
-        cell: Any  # a `DiscreteCell`
         for cell in self.cells:
-            states = [cell.pre0(F.relu(before)), cell.pre1(F.relu(previous))]
-            for node in range(2, cell.nodes + 2):
-                states.append(
-                    sum(
-                        op(states[e.source])
-                        for e, op in zip(cell.edges, cell.ops)
-                        if e.node == node
-                    )
-                )
-            before, previous = previous, torch.cat(states[2:], 1)
+            output = self._cell_output(cast(DiscreteCell, cell), before, previous)
+            before = previous
+            previous = output
         return self.head(previous.mean((2, 3))), None
+
+    def _cell_output(self, cell: DiscreteCell, before: Tensor, previous: Tensor) -> Tensor:
+        """The nodes of a cell, side by side."""
+        states = [cell.pre0(F.relu(before)), cell.pre1(F.relu(previous))]
+        for node in cell.nodes:
+            outputs = []
+            for edge, op in zip(cell.edges, cell.ops):
+                if edge.node == node:
+                    outputs.append(op(states[edge.source]))
+            states.append(sum(outputs[1:], outputs[0]))
+        return torch.cat(states[2:], 1)

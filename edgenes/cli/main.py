@@ -5,22 +5,18 @@
 # %% ../../nbs/cli/main.ipynb #5e51002
 from __future__ import annotations
 
-import os
+import io
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .. import __version__
-from .images import register
-from ..core import EdgenesError, require, shown, write_atomic
+from . import images, study
+from ..core import EdgenesError
 
 # %% auto #0
-__all__ = ['app', 'ProfileName', 'Results', 'STOPPED', 'options', 'folder_of', 'run', 'report', 'bench', 'missing', 'status',
-           'scaling', 'costs', 'seed_list', 'experiments_of', 'show', 'execute_notebooks', 'main']
+__all__ = ['app', 'STOPPED', 'options', 'main']
 
 # %% ../../nbs/cli/main.ipynb #5e51003b
 app = typer.Typer(
@@ -36,359 +32,60 @@ app = typer.Typer(
 def options(
     version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
 ) -> None:
-    if not version:
-        return
-    typer.echo(f"edgenes {__version__}")
-    raise typer.Exit
+    if version:
+        typer.echo(f"edgenes {__version__}")
+        raise typer.Exit
 
 
-ProfileName = Annotated[
-    str,
-    typer.Argument(
-        help="demo (digits, minutes), cpu (CIFAR-100 at 16 x 16), cpu-long (longer searches), paper (one GPU), or smoke (a test)"
-    ),
-]
-
-Results = Annotated[Path | None, typer.Option(help="results folder; default: results/PROFILE")]
-
-
-def folder_of(profile: str, results: Path | None) -> Path:
-    "Where the records of a profile are. `EdgenesError` for an unknown profile."
-    from edgenes.study.profiles import get_profile
-    from edgenes.study.workspace import project_root
-
-    usual = project_root() / "results" / get_profile(profile).name
-    return results or usual
-
-# %% ../../nbs/cli/main.ipynb #5e51004
-@app.command(epilog="Example: edgenes run cpu --data cifar100.npz --seeds 3")
-def run(
-    profile: ProfileName = "demo",
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            help="how many seeds (3), or which (0,4,5, or 3, for one); default: the profile's"
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help=".npz, image folder or CIFAR-100 folder; default: $EDGENES_DATA"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; default: one a core, 1 on a GPU")
-    ] = None,
-    results: Results = None,
-    experiments: Annotated[
-        str | None, typer.Option(help="which, separated by commas; default: all")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE: change a field of the profile, e.g. candidates=12"),
-    ] = None,
-    accelerate: Annotated[
-        bool,
-        typer.Option(
-            "--accelerate",
-            help="compiled networks; on a GPU also bf16 and CUDA graphs: other rounding, so runs of their own",
-        ),
-    ] = False,
-    notebooks: Annotated[
-        bool, typer.Option(help="execute the experiment notebooks, where the project's are at hand")
-    ] = True,
-    tables: Annotated[
-        bool, typer.Option(help="build tables, figures and report afterwards")
-    ] = True,
-) -> None:
-    "Runs what is missing of a profile: searches, retrainings, selection; then tables, figures and report."
-    from edgenes.study import pipeline
-    from edgenes.study.profiles import get_profile
-    from edgenes.study.workspace import open_workspace
-
-    changes = dict(change.partition("=")[::2] for change in set_ or []) | (
-        {"accelerate": "1"} if accelerate else {}
-    )
-    chosen = get_profile(profile, changes)
-    chosen_seeds, found = seed_list(seeds or str(chosen.seeds)), experiments_of(experiments)
-    workspace = open_workspace(
-        chosen, results, data, device
-    )  # what needs data comes after what does not
-    plans = [
-        plan
-        for module in found.values()
-        for seed in chosen_seeds
-        for plan in module.plans(workspace, seed)
-    ]
-    pipeline.run(workspace, plans, workers=workers)
-    if notebooks:
-        execute_notebooks(
-            [*found],
-            {"profile": profile, "seed": chosen_seeds[0], "device": device, "changes": changes},
-            Path(workspace.results),
-            data,
-            workers,
-        )
-    if tables:
-        show(
-            Path(workspace.results)
-        )  # last, since the notebooks write their figures as a page shows them
-
-# %% ../../nbs/cli/main.ipynb #5e51005
-@app.command(epilog="Example: edgenes report cpu")
-def report(profile: ProfileName = "demo", results: Results = None) -> None:
-    "Rebuilds tables, figures and report.html from the records; needs neither data nor training."
-    show(folder_of(profile, results))
-
-
-@app.command(epilog="Example: edgenes bench --quick")
-def bench(
-    quick: Annotated[
-        bool,
-        typer.Option(
-            help="four rows within a minute: faithful and sampled step, memory, operations"
-        ),
-    ] = False,
-) -> None:
-    "Times a bilevel step against the textbook version; ends with exit code 2 when the numbers of the two differ. Needs a checkout and Linux."
-    from edgenes.bench import step as benchmark
-
-    rows, gaps = benchmark.quick() if quick else benchmark.whole()
-    for r in rows:
-        ours, plain = (
-            f"{r[k]:.4g} [{r[k + '_min']:.4g}, {r[k + '_max']:.4g}]" for k in ("ours", "plain")
-        )
-        typer.echo(
-            f"{r['what']} ({r['unit']}, median [range]): ours {ours}, plain {plain}, ratio {r['ratio']:.2f}"
-        )
-    typer.echo(
-        "relative differences: " + ", ".join(f"{name} {value:.0e}" for name, value in gaps.items())
-    )
-    for name, r in zip(("faithful", "sampled", "memory", "dispatch"), rows):
-        typer.echo(f"{name}_ratio: {r['ratio']:.2f}")
-
-
-register(app)
-
-# %% ../../nbs/cli/main.ipynb #5e51007
-def missing(
-    profile: str,
-    results: Path | None = None,
-    seeds: str | None = None,
-    experiments: str | None = None,
-) -> dict[tuple[str, int], list[str]]:
-    "The records that each experiment and seed needs next and that are not there; what is finished is left out. No data are read."
-    from edgenes.study.pipeline import lacking
-    from edgenes.study.profiles import get_profile
-    from edgenes.study.workspace import RecordedWorkspace
-
-    chosen = get_profile(profile)
-    workspace = RecordedWorkspace(chosen, str(folder_of(profile, results)), None)
-    return lacking(
-        workspace,
-        {
-            (name, seed): module.plans(workspace, seed)
-            for name, module in experiments_of(experiments).items()
-            for seed in seed_list(seeds or str(chosen.seeds))
-        },
-    )
-
-
-@app.command(epilog="Example: edgenes status cpu --seeds 3")
-def status(
-    profile: ProfileName = "demo",
-    seeds: Annotated[str | None, typer.Option(help="as in run; default: the profile's")] = None,
-    results: Results = None,
-    experiments: Annotated[
-        str | None, typer.Option(help="which, separated by commas; default: all")
-    ] = None,
-) -> None:
-    "Lists the experiments and seeds that are not finished, with the runs that they need next; reads records alone, no data."
-    lacks = missing(profile, results, seeds, experiments)
-    for (name, seed), runs in lacks.items():
-        typer.echo(
-            f"{name}, seed {seed}: {len(runs)} run{'s' if runs[1:] else ''} can start, first {runs[0]}"
-        )
-    folder = folder_of(profile, results)
-    typer.echo(
-        (
-            f"{len(lacks)} of the experiments and seeds are not finished"
-            if lacks
-            else "nothing is missing"
-        )
-        + f" in {folder}{'' if os.path.isdir(folder) else ', which does not exist yet'}"
-    )
-
-# %% ../../nbs/cli/main.ipynb #5e51009
-@app.command(
-    epilog="Example: edgenes scaling cpu, and on an idle machine: edgenes scaling demo --measure"
-)
-def scaling(
-    profile: ProfileName = "cpu",
-    results: Results = None,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            help="run T2 of one seed with 1, 2 and 4 workers instead, and keep how long it took"
-        ),
-    ] = False,
-) -> None:
-    "Writes results/scaling: the time that the grid would take on 1 to 512 workers, simulated from the records of PROFILE at seed 0."
-    from edgenes.bench import scaling as found
-    from edgenes.study.workspace import project_root
-
-    folder = project_root() / "results" / "scaling"
-    if measure:
-        found.write_measured(folder, found.measured(profile))
-    else:
-        found.write_tables(folder, found.simulated(profile, folder_of(profile, results)))
-    typer.echo(f"wrote {folder}")
-
-# %% ../../nbs/cli/main.ipynb #5e51009b
-@app.command(epilog="Example, on an idle machine: edgenes costs cpu --data cifar100.npz")
-def costs(
-    profile: ProfileName = "cpu",
-    results: Results = None,
-    data: Annotated[Path | None, typer.Option(help="as in run")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-) -> None:
-    "Times a run of every kind, one after the other on one core, so that systems whose runs come from several versions of the code can be compared in T2."
-    from edgenes.study.costs import measure
-    from edgenes.study.profiles import get_profile
-    from edgenes.study.workspace import open_workspace
-
-    typer.echo(
-        "\n".join(
-            f"{kind}: {sum(values) / len(values):.1f} s, n = {len(values)}"
-            for kind, values in measure(
-                open_workspace(get_profile(profile), results, data, device)
-            )["results"]["seconds"].items()
-        )
-    )
-
-# %% ../../nbs/cli/main.ipynb #5e51010
-def seed_list(text: str) -> list[int]:
-    "3 means 0, 1, 2; 0,4,5 means these, and 3, the seed 3 alone. `EdgenesError` for anything else."
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 1 and not parts[-1]:
-        parts.pop()
-    numbers = [int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 7]
-    require(
-        len(numbers) == len(parts) and ("," in text or 0 < numbers[0] <= 1000),
-        f"seeds is {shown(text)}: give a number of seeds (3) or a list (0,4,5)",
-    )
-    return numbers if "," in text else list(range(numbers[0]))
-
-
-def experiments_of(names: str | None) -> dict[str, Any]:
-    "The modules of the experiments that are named, or of all. `EdgenesError` for an unknown one."
-    from edgenes.experiments.registry import EXPERIMENTS, experiment
-
-    return {
-        name: experiment(name)
-        for name in ([part.strip() for part in names.split(",")] if names else EXPERIMENTS)
-    }
-
-
-def show(folder: Path) -> None:
-    "Builds tables and figures and prints what they say."
-    from edgenes.experiments.registry import published_figures, results
-    from edgenes.report.page import build
-    from edgenes.study.records import Records
-    from edgenes.study.workspace import project_root
-
-    require(folder.is_dir(), f"{folder} does not exist: run the profile first")
-    published = published_figures(project_root())
-    found = results(Records(folder), published)
-    files = build(folder, found)
-    for name, result in found.items():
-        typer.echo("\n".join([f"{name}:", *(f"  {line}" for line in result.sentences)]))
-    typer.echo(f"wrote {len(files)} tables and figures, and {files[-1]}")
-
-# %% ../../nbs/cli/main.ipynb #5e51012
-def execute_notebooks(
-    names: list[str],
-    parameters: dict[str, Any],
-    folder: Path,
-    data: Path | None = None,
-    workers: int | None = None,
-) -> None:
-    "Runs the notebooks of these experiments through papermill into <results>/notebooks, each whole or as it was; does nothing outside the project's checkout."
-    try:
-        import papermill  # noqa: F401
-    except ImportError:
-        return
-    from edgenes.study.pipeline import cores
-    from edgenes.study.workspace import project_root
-
-    if data:
-        os.environ["EDGENES_DATA"] = str(data.resolve())  # the kernels read it
-    found = [
-        path
-        for path in sorted((project_root() / "nbs" / "experiments").glob("*.ipynb"))
-        if path.stem in names
-    ]
-    if not found:
-        return
-    with ThreadPoolExecutor(
-        min(len(found), workers or cores())
-    ) as pool:  # each kernel is a process of its own
-        for path, _ in zip(found, pool.map(lambda path: _execute(path, parameters, folder), found)):
-            typer.echo(f"executed {path.name}")
-
-
-def _execute(notebook: Path, parameters: dict[str, Any], folder: Path) -> None:
-    import papermill
-
-    try:
-        with tempfile.TemporaryDirectory() as made:
-            papermill.execute_notebook(
-                str(notebook),
-                f"{made}/x.ipynb",
-                parameters | {"results": str(folder.resolve())},
-                progress_bar=False,
-                log_output=False,
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )  # else each kernel tells of its loopback connection and of its end
-            content = Path(f"{made}/x.ipynb").read_bytes()
-    except papermill.PapermillExecutionError as error:
-        raise EdgenesError(f"{notebook.name} stopped: {error.ename}: {error.evalue}") from error
-    except (OSError, RuntimeError) as error:
-        raise EdgenesError(
-            f"{notebook.name} stopped ({error}): free space or memory, or use --no-notebooks"
-        ) from error  # a kernel that died is a RuntimeError
-    write_atomic(folder / "notebooks" / notebook.name, content)
+study.register(app)
+images.register(app)
 
 # %% ../../nbs/cli/main.ipynb #5e51014
 STOPPED = "stopped; start again to go on from here"
 
+_CTRL_C = 130  # typer's exit code after Ctrl-C
+
 
 def main() -> None:
-    "Entry point: errors of the user end in one line and exit code 2."
+    """The entry point: runs the command of sys.argv and ends the process with its exit code."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False) or 0
-        print(end="", flush=True)  # here, where a full disk is still told in one line
-        if code != 130:
-            sys.exit(code)
-        message = STOPPED  # 130 is typer's word for Ctrl-C
-    except EdgenesError as error:
-        message = str(error)
-    except (KeyboardInterrupt, typer.Abort):
-        message = STOPPED
-    except OSError as error:  # a name that is too long, a folder that may not be read, a full disk or nobody at the other end of stdout
-        message = f"cannot use {error.filename or 'the output'}: {error.strerror or error}; give a file or folder that can be read and written"
-        if not error.filename:
-            sys.stdout = open(
-                os.devnull, "w"
-            )  # else Python tries to write the rest again, and says so
-    except (
-        Exception
-    ) as error:  # typer brings its own copy of click's usage errors: they are known by this method
-        if not hasattr(error, "format_message"):
+        print(end="", flush=True)  # here, where a full disk can still be told in one line
+    except (Exception, KeyboardInterrupt) as error:
+        message = _remedy(error)
+        if message is None:
             raise
-        message = (
-            error.format_message().split("\n")[0].rstrip(".") or "nothing to do"
-        ) + "; see edgenes --help"
+    else:
+        if code != _CTRL_C:
+            sys.exit(code)
+        message = STOPPED
     typer.echo(f"edgenes: {EdgenesError(message)}", err=True)  # one line, without terminal codes
     sys.exit(2)
+
+
+def _remedy(error: BaseException) -> str | None:
+    """What is wrong and what a user can do about it; None for a fault of the program."""
+    if isinstance(error, EdgenesError):
+        return str(error)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return STOPPED
+    if isinstance(error, OSError):
+        # A name that is too long, a folder that may not be read, a full disk, or nobody at the
+        # other end of stdout.
+        if not error.filename:
+            _discard_output()
+        where = error.filename or "the output"
+        reason = error.strerror or error
+        return f"cannot use {where}: {reason}; give a file or folder that can be read and written"
+    # Typer brings its own copy of click's usage errors; they are known by this method.
+    if hasattr(error, "format_message"):
+        first_line = error.format_message().split("\n")[0].rstrip(".") or "nothing to do"
+        return f"{first_line}; see edgenes --help"
+    return None
+
+
+def _discard_output() -> None:
+    """Else Python tries to write the rest of the output again at its end, and says so."""
+    sys.stdout = io.StringIO()

@@ -5,20 +5,26 @@
 # %% ../../nbs/experiments/registry.ipynb #aaa8002experi
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 import edgenes.experiments
 from ..core import EdgenesError, read_json, require
-from ..report.page import Result, build
+from ..report.page import write_report
+from ..report.result import Result, save_result
+from ..study import pipeline
+from ..study.profiles import get_profile
 from ..study.records import Records
+from ..study.workspace import open_workspace, project_root
 
 # %% auto #0
-__all__ = ['EXPERIMENTS', 'experiment', 'published_figures', 'results', 'build_report']
+__all__ = ['EXPERIMENTS', 'experiment', 'published_figures', 'results', 'answer', 'build_report']
 
 # %% ../../nbs/experiments/registry.ipynb #aaa8010expe
 _ORDER = (
@@ -33,64 +39,111 @@ _ORDER = (
     "shift",
     "ablation",
     "relaxation",
-)  # of the report
+)
 
-EXPERIMENTS = (
-    *_ORDER,
-    *sorted({m.name for m in iter_modules(edgenes.experiments.__path__)} - {"registry", *_ORDER}),
-)  # what is new comes last
+_MODULES = {module.name for module in iter_modules(edgenes.experiments.__path__)}
+
+EXPERIMENTS = (*_ORDER, *sorted(_MODULES - {"registry", *_ORDER}))  # in the order of the report
 
 
-def experiment(name: str) -> Any:
-    "The module of an experiment; `EdgenesError` for an unknown name."
-    require(
-        name in EXPERIMENTS, f"unknown experiment {name!r}: use one of {', '.join(EXPERIMENTS)}"
-    )
+def experiment(
+    name: str,
+) -> ModuleType:
+    """The module of an experiment. Raises `EdgenesError` for an unknown name."""
+    known = ", ".join(EXPERIMENTS)
+    require(name in EXPERIMENTS, f"unknown experiment {name!r}: use one of {known}")
     return import_module(f"edgenes.experiments.{name}")
 
 # %% ../../nbs/experiments/registry.ipynb #aaa8014expe
-def published_figures(root: Path) -> dict[str, Any]:
-    "The published numbers, where the project's results/published.json is at hand."
+def published_figures(
+    root: Path,  # folder of the project
+) -> dict[str, Any]:
+    """The published numbers; empty where the project's results/published.json is absent."""
     path = root / "results" / "published.json"
     return read_json(path) if path.exists() else {}
 
 
-def results(records: Records, published: dict[str, Any]) -> dict[str, Result]:
-    "The results of every experiment that has records. `EdgenesError` where none has."
-    found = {}
+def results(
+    records: Records,
+    published: Mapping[str, Any],  # as `published_figures` gives it
+) -> dict[str, Result]:
+    """The results of every experiment that has records, in the order of the report.
+
+    Raises `EdgenesError` where no run is finished, or where records do not fit each other.
+    """
+    answers = {}
     for name in tqdm(EXPERIMENTS, "tables and figures", disable=None, leave=False):
-        try:
-            result = experiment(name).result(records, published)
-        except EdgenesError:
-            raise
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # records that are sealed and of good form, and do not fit each other
-            raise EdgenesError(
-                f"{name} cannot be made of the records in {records.folder} ({type(error).__name__}: {error}): restore them, "
-                f"or delete those of {name} and run again"
-            ) from error
-        if result is None:
-            continue
-        result.title = experiment(name).TITLE
-        found[name] = result
-    begun = (
-        records.folder / "profile.json"
-    ).is_file()  # what needs no run, such as F1, may be all that was asked for
+        result = _result_of(name, records, published)
+        if result is not None:
+            answers[name] = result
+    # A profile that has just begun has a folder, and figures that need no run, such as F1.
+    begun = (records.folder / "profile.json").is_file()
     require(
-        begun or any(r.sources for r in found.values()),
+        begun or any(result.sources for result in answers.values()),
         f"{records.folder} holds no finished run: run the profile first (make, or edgenes run)",
     )
-    return found
+    return answers
+
+
+def _result_of(name: str, records: Records, published: Mapping[str, Any]) -> Result | None:
+    """The result of one experiment, or None where it has no records."""
+    module = experiment(name)
+    unfit = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+    try:
+        result = module.result(records, published)
+    except EdgenesError:
+        raise
+    except unfit as error:  # every record is of good form, but they do not fit each other
+        raise EdgenesError(
+            f"{name} cannot be made of the records in {records.folder} "
+            f"({type(error).__name__}: {error}): restore them, "
+            f"or delete those of {name} and run again"
+        ) from error
+    if result is not None:
+        result.title = module.TITLE
+    return result
+
+# %% ../../nbs/experiments/registry.ipynb #registry6
+def answer(
+    name: str,  # of the experiment
+    profile: str = "cpu",  # demo, cpu, cpu-long, paper or smoke
+    results: str | Path = "",  # results folder; empty: results/PROFILE of the project
+    run: bool = False,  # whether missing runs are made first; else the records are read as they are
+    seed: int = 0,  # to run; the answer is that of every seed that has records
+    device: str = "auto",  # auto, cpu, cuda or cuda:N; only for runs
+    workers: int = 0,  # processes; 0: one per core; only for runs
+    changes: Mapping[str, Any] | None = None,  # to the profile: {"candidates": 12}
+) -> Result:
+    """What the records of a profile say about one experiment.
+
+    Raises `EdgenesError` for an unknown name or profile, and where there are no records.
+    """
+    module = experiment(name)
+    chosen = get_profile(profile, dict(changes or {}))
+    folder = Path(results) if results else project_root() / "results" / chosen.name
+    records = Records(folder)
+    if run:
+        workspace = open_workspace(chosen, folder, device=device)
+        plans = module.plans(workspace, seed)
+        pipeline.run(workspace, plans, workers=workers or None, progress=False)
+    result = _result_of(name, records, published_figures(project_root()))
+    if result is None:
+        raise EdgenesError(
+            f"{folder} has no records of {name}: set run to True, or run "
+            f"edgenes run {chosen.name} --experiments {name}"
+        )
+    if run:
+        save_result(records, result)
+    return result
 
 # %% ../../nbs/experiments/registry.ipynb #regbuild
-def build_report(folder: str | Path, published: dict[str, Any] | None = None) -> list[Path]:
-    "Rebuilds all tables, figures and report.html from the records of a folder; no data are needed."
-    records = Records(folder)
-    for path in records.paths():
-        records.read(path)  # also those that no table reads: an edited one stops the report
-    return build(folder, results(records, published or {}))
+def build_report(
+    folder: str | Path,  # results folder of a profile
+    published: Mapping[str, Any] | None = None,  # as `published_figures` gives it; default: none
+) -> list[Path]:
+    """Makes all tables, figures and report.html anew from the records of a folder; needs no data.
+
+    Returns the paths that it wrote, report.html last. Raises `EdgenesError` for a record that was
+    edited, even where no table reads it.
+    """
+    return write_report(folder, results(Records(folder), published or {}))

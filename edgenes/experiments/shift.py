@@ -11,15 +11,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from . import quality
-from ..report.frames import accuracy_of, spread_of, systems_of
-from ..report.page import Result
-from ..report.phrases import counted, within
+from ..report.frames import accuracy_of, spread_of, system_records
+from ..report.phrases import counted, mean_with_interval
 from ..report.plots import figure
+from ..report.result import Result
 from ..statistics import MARGINS, holm, paired_tests, summary, verdict
-from ..study.pipeline import Plan
 from ..study.records import Records, all_records
-from ..study.tasks import Task, genotype_of
+from ..study.systems import ensemble, system_plan
+from ..study.tasks import Plan, ShiftRun, candidates_of
 from ..study.workspace import Workspace
 
 # %% auto #0
@@ -40,16 +39,10 @@ def plans(workspace: Workspace, seed: int) -> list[Plan]:
 
 def shifted(workspace: Workspace, seed: int, name: str) -> Plan:
     "The members that T2 chose, on corrupted images."
-    record = yield from quality.system(workspace, seed, name)
-    pool = [
-        (genotype_of(edges, workspace.profile.space), s) for edges, s in record["inputs"]["pool"]
-    ]
-    members = tuple(pool[i] for i in record["results"]["chosen"])
-    task = Task("shift", seed, system=name, pool=members)
-    if task.done(workspace) is None:
-        yield list(dict.fromkeys(task.retrainings()))
-    (found,) = yield [task]
-    return found
+    record = yield from system_plan(workspace, seed, name)
+    pool = candidates_of(record["inputs"]["pool"], workspace.profile.space)
+    members = tuple(pool[place] for place in record["results"]["chosen"])
+    return (yield from ensemble(workspace, ShiftRun(name, seed, members)))
 
 # %% ../../nbs/experiments/shift.ipynb #a556008
 def kept(records: Records) -> tuple[list[dict], str]:
@@ -74,7 +67,7 @@ def clean(records: Records, shifted: list[dict]) -> list[dict]:
     chosen = lambda r: [r["inputs"]["pool"][i] for i in r["results"]["chosen"]]
     return [
         r
-        for r in systems_of(records, "quality")
+        for r in system_records(records, "quality")
         if members.get((r["inputs"]["system"], r["inputs"]["seed"])) == chosen(r)
     ]
 
@@ -204,12 +197,12 @@ def result(records: Records, published: dict) -> Result | None:
         rows.set_index("system"),
     )
     best = by["accuracy_percent"].idxmax()
-    said_of = lambda name: f"{name} {within(by.loc[name], 'accuracy_percent', 1, ' %')}"
+    said_of = lambda name: f"{name} {mean_with_interval(by.loc[name], 'accuracy_percent', 1, ' %')}"
     counts = by["n"].astype(int)
     n = (
-        counted(counts.iloc[0])
+        counted(counts.iloc[0], "seed")
         if counts.nunique() == 1
-        else ", ".join(f"{counted(k)} ({name})" for name, k in counts.items())
+        else ", ".join(f"{counted(k, 'seed')} ({name})" for name, k in counts.items())
     )
     kinds, levels = under["corruption"].nunique(), under["severity"].nunique()
     said = [

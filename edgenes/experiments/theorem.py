@@ -14,16 +14,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from . import quality
-from .control import hypernetworks
 from ..genotype import Genotype, SearchSpace
-from ..report.frames import accuracy_of, frame_of, systems_of
-from ..report.page import Result
-from ..report.plots import figure, mean_line, seed_styles, spread
+from ..report.frames import accuracy_of, hypernetwork_records, system_frame, system_records
+from ..report.plots import figure, mean_line, offsets, seed_styles
+from ..report.result import Result
 from ..statistics import paired_tests, summary, verdict
-from ..study.pipeline import Plan, ensemble
 from ..study.records import Records, all_records
-from ..study.tasks import Task, genotype_of
+from ..study.systems import ensemble, system_plan
+from ..study.tasks import EnsembleRun, Plan, candidates_of, genotype_of
 from ..study.workspace import Workspace
 from edgenes.theorem import (
     DISTRIBUTIONS,
@@ -46,32 +44,25 @@ def plans(workspace: Workspace, seed: int) -> list[Plan]:
     return [
         sized(workspace, seed, name, n)
         for name in POOLS
-        for n in range(1, workspace.profile.candidates + 1)
+        for n in range(1, workspace.profile.budget.candidates + 1)
     ]
 
 
 def sized(workspace: Workspace, seed: int, name: str, n: int) -> Plan:
     "The best n of the first N candidates of a system's pool, by the profile's criterion."
-    p = workspace.profile
-    record = yield from quality.system(workspace, seed, name)
-    pool = tuple(
-        (genotype_of(edges, p.space), s) for edges, s in record["inputs"]["pool"][: p.candidates]
+    budget = workspace.profile.budget
+    record = yield from system_plan(workspace, seed, name)
+    pool = candidates_of(record["inputs"]["pool"], workspace.profile.space)
+    task = EnsembleRun(
+        experiment="size",
+        system=name,
+        seed=seed,
+        pool=pool[: budget.candidates],
+        point=(("members", n),),
+        keep=n,
+        criterion=budget.criterion,
     )
-    return (
-        yield from ensemble(
-            workspace,
-            Task(
-                "system",
-                seed,
-                experiment="size",
-                system=name,
-                point=(("members", n),),
-                pool=pool,
-                keep=n,
-                criterion=p.criterion,
-            ),
-        )
-    )
+    return (yield from ensemble(workspace, task))
 
 # %% ../../nbs/experiments/theorem.ipynb #b521012
 def sizes_of(distribution: str, max_shared: int) -> dict[int, Fraction]:
@@ -127,7 +118,7 @@ def overlaps(records: Records) -> pd.DataFrame:
     "One row a seed: mean (edge, member) pairs of a step, over the edges of alpha* and over all, for EdgeNES, with the two means of the theorem; mean overlap a step for DartsEns."
     chosen = {
         r["inputs"]["seed"]: [r["inputs"]["pool"][i][0] for i in r["results"]["chosen"]]
-        for r in systems_of(records, "quality")
+        for r in system_records(records, "quality")
         if r["inputs"]["system"] == "EdgeNES"
     }
     runs: dict[int, list[float]] = {}
@@ -146,7 +137,7 @@ def overlaps(records: Records) -> pd.DataFrame:
             )
         )
     rows = []
-    for r in sorted(hypernetworks(records), key=lambda r: r["inputs"]["seed"]):
+    for r in sorted(hypernetwork_records(records), key=lambda r: r["inputs"]["seed"]):
         seed, optimum = (
             r["inputs"]["seed"],
             genotype_of(r["inputs"]["optimum"], SearchSpace.from_dict(r["inputs"]["space"])),
@@ -210,7 +201,7 @@ def ratio_panel(ax: Any, counted: pd.DataFrame) -> None:
     ax.axhline(1, color="0.6", ls=":")
     if len(counted):
         styles = seed_styles(counted["seed"])
-        for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
+        for (seed, style), apart in zip(styles.items(), offsets(len(styles), 0.2)):
             row = counted[counted["seed"] == seed]
             ax.plot(
                 row["members"] + apart,
@@ -262,7 +253,7 @@ def parts_panel(ax: Any, counted: pd.DataFrame) -> None:
         .melt("seed", list(range(4)), "at", "edges")
         .astype({"at": int, "edges": float})
     )
-    for (seed, style), apart in zip(styles.items(), spread(len(styles), 0.2)):
+    for (seed, style), apart in zip(styles.items(), offsets(len(styles), 0.2)):
         part = long[long["seed"] == seed]
         ax.plot(
             part["at"] + apart - 0.06,
@@ -374,7 +365,7 @@ def size_tests(sizes: pd.DataFrame) -> pd.DataFrame | None:
 # %% ../../nbs/experiments/theorem.ipynb #b521021
 def result(records: Records, published: dict) -> Result | None:
     "The checks, the overlap in real trainings, accuracy against n."
-    counted, sizes = overlaps(records), frame_of(systems_of(records, "size"))
+    counted, sizes = overlaps(records), system_frame(system_records(records, "size"))
     formula = (
         checks(int(counted["members"].iloc[0]), int(counted["max_shared"].iloc[0]), 20_000)
         if len(counted)
@@ -430,7 +421,7 @@ def result(records: Records, published: dict) -> Result | None:
         said,
         tables,
         {"TH": (theorem_figure(counted, sizes), caption)},
-        hypernetworks(records) + systems_of(records, "size"),
+        hypernetwork_records(records) + system_records(records, "size"),
     )
 
 # %% ../../nbs/experiments/theorem.ipynb #b521028

@@ -5,140 +5,134 @@ r"""Turn $\lambda$, and watch the architecture move away from the optimum and ba
 # %% ../../nbs/report/dial.ipynb #e109002
 from __future__ import annotations
 
-import html
 import io
-import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from ..core import require
 from ..drawing import plot_genotype
-from .frames import frame_of, systems_of
+from ..genotype import Genotype
+from .frames import hypernetwork_records, system_frame, system_records
 from .plots import Picture
-from ..study.records import Records, all_records
+from ..study.records import Records
 from ..study.tasks import hypernetwork_of, optimum_in
 
 # %% auto #0
-__all__ = ['positions', 'caption', 'picture', 'page', 'small_multiples']
+__all__ = ['Position', 'positions', 'caption', 'picture', 'small_multiples']
 
 # %% ../../nbs/report/dial.ipynb #e109005
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """One position of the dial."""
+
+    lam: float  # lambda, in edges
+    genotype: Genotype  # the architecture there
+    optimum: Genotype
+    accuracy: float | None = None  # on the test split, percent; None where no network was retrained
+    measured_at: float | None = None  # the lambda of that network, which has the same architecture
+
+    @property
+    def shared_edges(self) -> int:
+        return self.genotype.shared_edges(self.optimum)
+
+
 def positions(
     records: Records,
     seed: int = 0,  # of the hypernetwork
-    step: float = 0.25,  # between two positions of the dial
-) -> list[dict[str, Any]]:
-    "One entry a position: lambda, genotype, optimum, shared edges, test accuracies that the records have. `EdgenesError` without a hypernetwork of that seed."
-    found = [
-        r
-        for r in all_records(records, "hypernetwork")
-        if r["inputs"]["seed"] == seed and not r["inputs"].get("variant")
-    ]
+    step: float = 0.25,  # of lambda, from one position to the next
+) -> list[Position]:
+    """The positions of the dial, from lambda = 0 to the largest possible.
+
+    Raises `EdgenesError` where the records have no hypernetwork of that seed.
+    """
+    hypernetworks = hypernetwork_records(records, seeds=[seed])
     require(
-        found,
-        f"{records.folder} has no hypernetwork of seed {seed}: run it first, or choose another seed",
+        hypernetworks,
+        f"{records.folder} has no hypernetwork of seed {seed}: run it first, "
+        "or choose another seed",
     )
-    h = hypernetwork_of(found[0])
-    optimum, measured = optimum_in(found[0]), frame_of(systems_of(records, "deviation"))
-    if len(measured):
-        measured = measured[
-            (measured["system"] == "hypernetwork") & (measured["seed"] == seed)
-        ].set_index("lambda")["accuracy_percent"]
-    lams = [i * step for i in range(int(h.max_shared / step) + 1)]
-    cells, retrained = (
-        {lam: h.sample(lam) for lam in lams},
-        [lam for lam in lams if len(measured) and lam in measured.index],
-    )
+    optimum = optimum_in(hypernetworks[0])
+    hypernetwork = hypernetwork_of(hypernetworks[0])
+    count = int(hypernetwork.max_shared / step) + 1
+    genotypes = {i * step: hypernetwork.sample(i * step) for i in range(count)}
+    accuracies = _accuracies(records, seed)
+    places = []
+    for lam, genotype in genotypes.items():
+        measured_at = _nearest(lam, genotypes, accuracies)
+        places.append(
+            Position(
+                lam=lam,
+                genotype=genotype,
+                optimum=optimum,
+                accuracy=None if measured_at is None else accuracies[measured_at],
+                measured_at=measured_at,
+            )
+        )
+    return places
 
-    def entry(lam: float) -> dict[str, Any]:
-        at = min(
-            (x for x in retrained if cells[x] == cells[lam]),
-            key=lambda x: abs(x - lam),
-            default=None,
-        )  # one architecture serves a range of lambdas
-        return {
-            "lambda": lam,
-            "genotype": cells[lam],
-            "optimum": optimum,
-            "shared": cells[lam].shared_edges(optimum),
-            "accuracy": None if at is None else measured[at],
-            "measured_at": at,
-        }
 
-    return [entry(lam) for lam in lams]
+def _accuracies(records: Records, seed: int) -> dict[float, float]:
+    """Test accuracy by lambda, of the networks of one hypernetwork that were retrained."""
+    frame = system_frame(system_records(records, "deviation"))
+    if frame.empty:
+        return {}
+    networks = frame[(frame["system"] == "hypernetwork") & (frame["seed"] == seed)]
+    return dict(zip(networks["lambda"], networks["accuracy_percent"]))
+
+
+def _nearest(
+    lam: float, genotypes: Mapping[float, Genotype], accuracies: Mapping[float, float]
+) -> float | None:
+    """The measured lambda nearest to this one that has the same architecture, if any."""
+    same = [
+        measured
+        for measured in genotypes
+        if measured in accuracies and genotypes[measured] == genotypes[lam]
+    ]
+    return min(same, key=lambda measured: abs(measured - lam), default=None)
 
 # %% ../../nbs/report/dial.ipynb #e109015
-def caption(place: dict[str, Any]) -> str:
-    "One line about a position."
-    measured = f"; test accuracy {place['accuracy']:.1f} %" if place["accuracy"] is not None else ""
-    if measured and place["measured_at"] != place["lambda"]:
-        measured += f" (same architecture, measured at lambda = {place['measured_at']:g})"
-    return f"lambda = {place['lambda']:g}: shares {place['shared']} of {place['optimum'].space.max_shared} edges with alpha*{measured}"
+def caption(
+    place: Position,
+) -> str:
+    """One line about a position: lambda, shared edges, and the accuracy where it is known."""
+    max_shared = place.optimum.space.max_shared
+    line = f"lambda = {place.lam:g}: shares {place.shared_edges} of {max_shared} edges with alpha*"
+    if place.accuracy is None:
+        return line
+    line += f"; test accuracy {place.accuracy:.1f} %"
+    if place.measured_at != place.lam:
+        line += f" (same architecture, measured at lambda = {place.measured_at:g})"
+    return line
 
 
-def picture(place: dict[str, Any]) -> str:
-    "The cell as SVG, its labels as text: smaller, and the browser can read and search it."
+def picture(
+    place: Position,
+) -> str:
+    """The cell as SVG, for an HTML page.
+
+    Labels stay text: that is smaller, and a browser can read and search it.
+    """
     fig = Figure(figsize=(8, 3.6), dpi=80, layout="constrained")
-    plot_genotype(place["genotype"], place["optimum"], ax=fig.subplots())
+    plot_genotype(place.genotype, place.optimum, ax=fig.subplots())
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "dial", "svg.fonttype": "none"}):
         fig.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
-# %% ../../nbs/report/dial.ipynb #e109007
-_STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:0 1em}input{width:100%}figure{margin:0}"
-    ".cell{overflow-x:auto}svg{min-width:44em;max-width:100%;height:auto}figcaption{font-size:14px}"
-)  # on a phone the picture scrolls in its box, so that its labels stay as large as text
-
-_NOTATION = (
-    "An edge is named by cell, node, predecessor and operation: <i>reduce n2&lt;-p1 max_pool_3x3</i> says that in the reduction cell, which halves height and width, node 2 reads "
-    "predecessor 1 through a pooling of 3 x 3 pixels. Predecessors 0 and 1 are the two cells before (c with k-2 and k-1 in the picture), from 2 on they are nodes of the same cell."
-)
-
-
-def _edges(place: dict[str, Any]) -> str:
-    "The edges of a position in words, those of the optimum in bold: what the picture shows, on any screen."
-    common = set(place["optimum"].edges)
-    return ", ".join(
-        f"<b>{html.escape(name)}</b>" if edge in common else html.escape(name)
-        for edge, name in zip(place["genotype"].edges, str(place["genotype"]).split(", "))
-    )
-
-# %% ../../nbs/report/dial.ipynb #e109016
-def page(places: list[dict[str, Any]]) -> str:
-    "The dial as one HTML file: a range input, a picture and a line a position; works by mouse, touch and keyboard. Without scripts it shows every position."
-    first: dict[Any, dict[str, Any]] = {}
-    for place in places:
-        first.setdefault(place["genotype"], place)
-    names = list(first)
-    views = "".join(
-        f"<figure id='cell{i}'><div class='cell' role='img' tabindex='0' "
-        f"aria-label='{html.escape(str(g), True)}'>{picture(p)}</div><figcaption>Edges: {_edges(p)}. In bold: shared with "
-        f"alpha*.</figcaption></figure>"
-        for i, (g, p) in enumerate(first.items())
-    )
-    state = json.dumps([[names.index(p["genotype"]), caption(p)] for p in places]).replace(
-        "</", "<\\/"
-    )
-    return f"""<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>EdgeNES: the dial</title>
-<style>{_STYLE}</style>
-<h1>The dial</h1><p>Move the slider: the number of edges to share with alpha*, from none to all.</p>
-<p>{_NOTATION} All tables and figures: <span id='report'>report.html</span>, in the folder that this page comes from.</p>
-<label>lambda <input id='dial' type='range' min='0' max='{len(places) - 1}' value='0' step='1'></label><p id='said' aria-live='polite'></p>{views}
-<script>const state={state},dial=document.getElementById('dial'),said=document.getElementById('said');
-function turn(){{const [cell,line]=state[+dial.value];said.textContent=line;dial.setAttribute('aria-valuetext',line);document.querySelectorAll('figure').forEach(f=>f.hidden=f.id!=='cell'+cell);}}
-dial.addEventListener('input',turn);turn();
-if(location.protocol!=='file:')fetch('report.html',{{method:'HEAD'}}).then(r=>{{if(r.ok)document.getElementById('report').innerHTML='<a href="report.html">report.html</a>'}});</script></html>
-"""
-
 # %% ../../nbs/report/dial.ipynb #e109013
-def small_multiples(places: list[dict[str, Any]]) -> Figure:
-    "The cells at whole lambdas, one below the other."
-    whole = [p for p in places if float(p["lambda"]).is_integer()]
-    fig = Picture(figsize=(8, 2.5 * len(whole)), dpi=80, layout="constrained")
-    for ax, place in zip(fig.subplots(len(whole), 1, squeeze=False)[:, 0], whole):
-        plot_genotype(place["genotype"], place["optimum"], ax=ax, title=caption(place))
+def small_multiples(
+    places: Sequence[Position],
+) -> Figure:
+    """The cells at whole lambdas, one below the other."""
+    whole_numbers = [place for place in places if float(place.lam).is_integer()]
+    rows = len(whole_numbers)
+    fig = Picture(figsize=(8, 2.5 * rows), dpi=80, layout="constrained")
+    axes = fig.subplots(rows, 1, squeeze=False)[:, 0]
+    for ax, place in zip(axes, whole_numbers):
+        plot_genotype(place.genotype, place.optimum, ax=ax, title=caption(place))
     return fig

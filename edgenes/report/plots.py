@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..statistics import summary
 
 # %% auto #0
-__all__ = ['APART', 'Picture', 'figure', 'seed_styles', 'spread', 'mean_line', 'seed_line_styles']
+__all__ = ['MAX_OFFSET', 'Picture', 'figure', 'seed_styles', 'seed_line_styles', 'offsets', 'mean_line', 'seed_lines']
 
 # %% ../../nbs/report/plots.ipynb #aaa8010repo
 class Picture(Figure):
-    "A figure that a notebook shows as a picture, whatever backend is at hand."
+    """A figure that a notebook shows as a picture, whatever backend is in use."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -31,9 +32,16 @@ class Picture(Figure):
 
 
 def figure(
-    rows: int = 1, columns: int = 1, width: float = 5.0, height: float = 3.4, **options: Any
+    rows: int = 1,
+    columns: int = 1,
+    width: float = 5.0,  # of one panel, inches
+    height: float = 3.4,  # of one panel, inches
+    **options: Any,  # of `Figure.subplots`: sharex, sharey, squeeze
 ) -> tuple[Figure, Any]:
-    "A figure and its axes, in the one style of this project: seaborn's whitegrid, colours that colour-blind readers can tell apart."
+    """A figure and its axes, in the one style of this project: a white grid and pale legends.
+
+    The axes are one `Axes`, or an array of them where there are several panels.
+    """
     with (
         sns.axes_style("whitegrid"),
         sns.color_palette("colorblind"),
@@ -41,50 +49,112 @@ def figure(
             {"axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8}
         ),
     ):
-        fig = Picture(figsize=(width * columns, height * rows), dpi=90, layout="constrained")
+        fig = Picture(
+            figsize=(width * columns, height * rows),
+            dpi=90,
+            layout="constrained",
+        )
         return fig, fig.subplots(rows, columns, **options)
 
 # %% ../../nbs/report/plots.ipynb #plots0002
-def seed_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
-    "Colour and mark of every seed."
+_MARKERS = "osD^v<>Pph"
+
+
+def seed_styles(
+    seeds: Iterable[int],
+) -> dict[int, dict[str, Any]]:
+    """Colour and marker of every seed, as options of `Axes.plot`."""
     palette = sns.color_palette("colorblind")
-    colours = [
-        *palette[:6],
-        "#882255",
-        palette[7],
-        "#222255",
-        palette[9],
-    ]  # in place of pale pink and pale yellow
+    # Two colours of the palette, a pale pink and a pale yellow, can hardly be seen on white.
+    colours = [*palette[:6], "#882255", palette[7], "#222255", palette[9]]
     return {
-        seed: {"color": colours[i % 10], "marker": "osD^v<>Pph"[i % 10]}
+        seed: {"color": colours[i % 10], "marker": _MARKERS[i % 10]}
         for i, seed in enumerate(sorted(seeds))
     }
 
 
-APART = 0.08  # edges: how far marks that coincide are drawn from their place, at most
-
-
-def spread(count: int, reach: float) -> np.ndarray:
-    "Offsets of marks that would hide each other, centred on 0."
-    return np.linspace(-reach, reach, count) if count > 1 else np.zeros(1)
-
-
-def mean_line(
-    ax: Any, frame: pd.DataFrame, x: str, y: str, shift: float = 0.0, **style: Any
-) -> None:
-    "Means of y at every x, joined, with their 95 % BCa intervals as bars; no bar for a single run."
-    s = pd.DataFrame([{"x": at + shift} | summary(part[y]) for at, part in frame.groupby(x)])
-    (line,) = ax.plot(s["x"], s["mean"], **{"marker": "o", "ms": 5, "lw": 2, "zorder": 4} | style)
-    ax.vlines(s["x"], s["ci_low"], s["ci_high"], color=line.get_color(), lw=2, zorder=4)
-
-
-def seed_line_styles(seeds: Iterable[int]) -> dict[int, dict[str, Any]]:
-    "How the line of each seed is drawn: a colour, and another dash where the colours are used up."
+def seed_line_styles(
+    seeds: Iterable[int],  # a seed may be named more than once
+) -> dict[int, dict[str, Any]]:
+    """Colour, dashes and label of the line of every seed, as options of `Axes.plot`."""
+    palette = sns.color_palette("colorblind")
+    dashes = ("-", "--", "-.", ":")
     return {
         seed: {
-            "color": sns.color_palette("colorblind")[i % 10],
-            "ls": ("-", "--", "-.", ":")[i // 10 % 4],
+            "color": palette[i % 10],
+            "ls": dashes[i // 10 % 4],
             "label": f"seed {seed}",
         }
         for i, seed in enumerate(sorted(set(seeds)))
     }
+
+# %% ../../nbs/report/plots.ipynb #plots0005
+MAX_OFFSET = 0.08  # edges: how far apart from its place a mark is drawn at most
+
+
+def offsets(
+    count: int,  # of marks that would hide each other
+    reach: float,  # the largest offset, in units of the axis
+) -> np.ndarray:
+    """Evenly spaced offsets around 0, one for each mark."""
+    return np.linspace(-reach, reach, count) if count > 1 else np.zeros(1)
+
+# %% ../../nbs/report/plots.ipynb #plots0007
+def mean_line(
+    ax: Axes,
+    frame: pd.DataFrame,  # one row per run
+    x: str,  # column of the horizontal axis: one mean for each of its values
+    y: str,  # column of the vertical axis
+    shift: float = 0.0,  # of the whole line to the right
+    **style: Any,  # options of `Axes.plot`
+) -> None:
+    """Draws the means of y at every x, joined, with their 95 % BCa intervals as bars.
+
+    A single run has no interval, and so no bar.
+    """
+    means = pd.DataFrame(
+        [{"x": place + shift} | summary(runs[y]) for place, runs in frame.groupby(x)]
+    )
+    options: dict[str, Any] = {"marker": "o", "ms": 5, "lw": 2, "zorder": 4} | style
+    (line,) = ax.plot(means["x"], means["mean"], **options)
+    ax.vlines(
+        means["x"],
+        means["ci_low"],
+        means["ci_high"],
+        color=line.get_color(),
+        lw=2,
+        zorder=4,
+    )
+
+# %% ../../nbs/report/plots.ipynb #plots0011
+def seed_lines(
+    ax: Axes,
+    frame: pd.DataFrame,  # one row per seed and place, with the column "seed"
+    x: str,  # column of the horizontal axis
+    y: str,  # column of the vertical axis
+    styles: Mapping[int, dict[str, Any]],  # of `seed_styles`; one line for each of its seeds
+    reach: float = 0.0,  # how far up or down a line is drawn from its place at most
+) -> None:
+    """Draws one thin line per seed and, of several seeds, the means in black with their bars."""
+    for (seed, style), offset in zip(styles.items(), offsets(len(styles), reach)):
+        line = frame[frame["seed"] == seed]
+        ax.plot(
+            line[x],
+            line[y] + offset,
+            ms=3.5,
+            lw=0.9,
+            alpha=0.8,
+            label=f"seed {seed}",
+            **style,
+        )
+    if len(styles) > 1:
+        mean_line(
+            ax,
+            frame,
+            x,
+            y,
+            color="black",
+            marker="_",
+            ms=9,
+            label="mean, 95 % interval",
+        )

@@ -7,139 +7,166 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from ..algorithm import with_retraining_seeds
-from ..core import require
+from ..algorithm import draw_lambdas, with_retraining_seeds
+from ..core import EdgenesError, require
 from ..neighbours import random_genotype
-from .pipeline import Plan, run, trained
-from .records import Records, all_records, provenance, write_record
-from .tasks import Task, drawn_lambdas
+from .pipeline import run
+from edgenes.study.records import (
+    Record,
+    Records,
+    all_records,
+    check_form,
+    provenance,
+    register_check,
+    write_record,
+)
+from .systems import search_counts, trained
+from .tasks import KINDS, Plan, Screening, retrainings_of
 from .workspace import Workspace
 
 # %% auto #0
-__all__ = ['KINDS', 'one_of_each', 'measure', 'timings', 'timed', 'costs_of', 'cost_sentence']
+__all__ = ['TIMED_KINDS', 'one_of_each', 'measure', 'timings', 'costs_of', 'cost_sentence']
 
 # %% ../../nbs/study/costs.ipynb #26c0005
-KINDS = ("darts", "hypernetwork", "screening", "retraining")
+TIMED_KINDS = tuple(kind for kind, task in KINDS.items() if task.noun)
 
 
-def one_of_each(workspace: Workspace, seed: int) -> Plan:
-    "Plan of a search for alpha*, its hypernetwork and screening, and N retrainings each of sampled and of random architectures."
-    p = workspace.profile
-    optimum, hypernetwork, *_ = yield from trained(workspace, seed)
-    yield [Task("screening", seed, genotype=optimum)]
-    genotypes = [
-        *map(hypernetwork.sample, drawn_lambdas(p, seed)),
-        *(random_genotype(p.space, 1000 * seed + j) for j in range(p.candidates)),
-    ]
-    yield Task("system", seed, pool=with_retraining_seeds(seed, genotypes)).retrainings()
+def one_of_each(
+    workspace: Workspace,
+    seed: int,
+) -> Plan:
+    """Plan of runs of every timed kind.
+
+    A search for alpha*, its hypernetwork and screening, and N retrainings each of sampled and of
+    random architectures.
+    """
+    profile = workspace.profile
+    count = profile.budget.candidates
+    parts = yield from trained(workspace, seed)
+    yield [Screening(seed, parts.optimum)]
+    lambdas = draw_lambdas(profile.space.max_shared, count, seed)
+    sampled = [parts.hypernetwork.sample(lam) for lam in lambdas]
+    random = [random_genotype(profile.space, 1000 * seed + place) for place in range(count)]
+    yield retrainings_of(with_retraining_seeds(seed, [*sampled, *random]))
 
 
-def measure(workspace: Workspace, seed: int = 0) -> dict[str, Any]:
-    "The record `costs`: seconds of runs of every kind, made anew by the code as it is, one after the other in this process. Where this code has been timed, the record that it left."
+def measure(
+    workspace: Workspace,
+    seed: int = 0,
+) -> Record:
+    """Times runs of every kind with the code as it is, one after the other in this process.
+
+    Returns the record, of kind `costs`. Where this code has been timed, that is the one it left.
+    """
     inputs = workspace.inputs(seed=seed, code=provenance()["code"])
-    if found := workspace.records.find("costs", inputs):
-        return found
+    existing = workspace.records.find("costs", inputs)
+    if existing is not None:
+        return existing
     with TemporaryDirectory() as folder:
-        other = replace(workspace, results=folder)
-        run(other, [one_of_each(other, seed)], workers=1)
+        elsewhere = replace(workspace, results=folder)
+        run(elsewhere, [one_of_each(elsewhere, seed)], workers=1)
+        records = elsewhere.records
         seconds = {
-            kind: [
-                sum(v for k, v in r["seconds"].items() if k != "wall")
-                for r in all_records(other.records, kind)
-            ]
-            for kind in KINDS
+            kind: [KINDS[kind].cost(record, records) for record in all_records(records, kind)]
+            for kind in TIMED_KINDS
         }
-    return write_record(
-        workspace.records,
-        "costs",
-        inputs,
-        {"seconds": seconds},
-        {"total": sum(map(sum, seconds.values()))},
-    )
+    total = sum(map(sum, seconds.values()))
+    return write_record(workspace.records, "costs", inputs, {"seconds": seconds}, {"total": total})
+
+
+def _check_costs(record: Record) -> None:
+    """`EdgenesError` unless a record of costs holds seconds of every timed kind."""
+    try:
+        seconds = {kind: [float] for kind in TIMED_KINDS}
+        check_form(record, {"results": {"seconds": seconds}}, "it")
+        values = [v for kind in TIMED_KINDS for v in record["results"]["seconds"][kind]]
+        require(min(values) >= 0, "some are negative")
+    except EdgenesError as error:
+        raise EdgenesError(
+            f"it does not hold seconds of {', '.join(TIMED_KINDS)} ({error})"
+        ) from error
+
+
+register_check("costs", _check_costs)
 
 # %% ../../nbs/study/costs.ipynb #26c0007
-def timings(records: Records) -> list[dict[str, list[float]]]:
-    "Seconds of single runs of every kind, of each record `costs`, as they were written. `EdgenesError` when one holds something else."
-    found = [
-        r["results"].get("seconds")
-        for r in sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
-    ]
-    for seconds in found:
-        sound = (
-            isinstance(seconds, dict)
-            and set(seconds) == set(KINDS)
-            and all(
-                isinstance(v, list) and v and all(isinstance(s, float) and 0 <= s < inf for s in v)
-                for v in seconds.values()
-            )
-        )
-        require(
-            sound,
-            f"{records.folder}: a record of costs does not hold seconds of {', '.join(KINDS)}: delete it, and time the runs again",
-        )
-    return found
-
-
-def timed(records: Records) -> dict[str, list[float]]:
-    "The last of `timings`, which counts; empty where there is none."
-    return (timings(records) or [{}])[-1]
+def timings(
+    records: Records,
+) -> list[dict[str, list[float]]]:
+    """Seconds of single runs by kind, one entry per record of costs, the oldest first."""
+    by_time = sorted(all_records(records, "costs"), key=lambda r: r["provenance"]["written"])
+    return [record["results"]["seconds"] for record in by_time]
 
 
 def costs_of(
     records: Records,
-    searches: Callable[
-        [str, int], dict[str, int]
-    ],  # how many searches of each kind a system of a pool of that size needs
-) -> Callable[[dict[str, Any]], dict[str, float]]:
-    "The seconds of a system's record: counts times the seconds of each kind, or those of the record where none were timed."
-    each = {kind: mean(values) for kind, values in timed(records).items()}
+) -> Callable[[Record], dict[str, float]]:
+    """A function from the record of a system to its seconds: search, retraining, selection, total.
 
-    def seconds(r: dict[str, Any]) -> dict[str, float]:
-        if not each:
-            return r["seconds"]
-        many = len(r["inputs"]["pool"])
+    They are numbers of runs times the mean seconds of their kind in the last timing, and where
+    nothing was timed, those of the record.
+    """
+    timed = timings(records)
+    seconds_of = {kind: mean(values) for kind, values in timed[-1].items()} if timed else {}
+
+    def costs(record: Record) -> dict[str, float]:
+        if not seconds_of:
+            return record["seconds"]
+        candidates = len(record["inputs"]["pool"])
+        searches = search_counts(record["inputs"]["system"], candidates)
         parts = {
-            "search": float(
-                sum(each[k] * count for k, count in searches(r["inputs"]["system"], many).items())
-            ),
-            "retraining": many * each["retraining"],
-            "selection": r["seconds"]["selection"],
+            "search": sum((seconds_of[kind] * count for kind, count in searches.items()), 0.0),
+            "retraining": candidates * seconds_of["retraining"],
+            "selection": record["seconds"]["selection"],
         }
         return parts | {"total": sum(parts.values())}
 
-    return seconds
+    return costs
 
 # %% ../../nbs/study/costs.ipynb #26c0008
-def cost_sentence(records: Records) -> list[str]:
-    "Where the seconds come from; nothing where one version of the code made all runs and none was timed anew."
-    made = {r["provenance"]["code"] for kind in KINDS for r in all_records(records, kind)}
-    if not timed(records):
-        return (
-            [
-                f"The seconds are those of {len(made)} versions of the code, which differ in speed: costs compare roughly."
-            ]
-            if len(made) > 1
-            else []
-        )
-    said = [
-        ", ".join(
-            f"a {name} {mean(each[kind]):.0f}"
-            for kind, name in zip(KINDS, ("search", "hypernetwork", "screening"))
-        )
-        + f", a retraining {mean(each['retraining']):.1f} "
-        f"(SD {stdev(each['retraining']):.1f} over {len(each['retraining'])} runs)"
-        for each in timings(records)
+def _timing_in_words(seconds: dict[str, list[float]]) -> str:
+    """The mean of each kind, and the spread of the retrainings, of which there are several."""
+    means = [
+        f"a {KINDS[kind].noun} {mean(seconds[kind]):.0f}"
+        for kind in TIMED_KINDS
+        if kind != "retraining"
     ]
-    return [
-        f"Costs are numbers of runs times the seconds of one, timed one after the other on one core by one version of the code: {said[-1]}."
-        + (
-            f" Timed before, with another version or on another day: {'; '.join(said[:-1])}."
-            if said[1:]
-            else ""
-        )
-    ]
+    retraining = seconds["retraining"]
+    return (
+        f"{', '.join(means)}, a retraining {mean(retraining):.1f} "
+        f"(SD {stdev(retraining):.1f} over {len(retraining)} runs)"
+    )
+
+
+def cost_sentence(
+    records: Records,
+) -> list[str]:
+    """One sentence on where the seconds of systems come from.
+
+    None where nothing was timed, and one version of the code made all runs.
+    """
+    timed = timings(records)
+    if not timed:
+        versions = {
+            record["provenance"]["code"]
+            for kind in TIMED_KINDS
+            for record in all_records(records, kind)
+        }
+        if len(versions) < 2:
+            return []
+        return [
+            f"The seconds are those of {len(versions)} versions of the code, "
+            "which differ in speed: costs compare roughly."
+        ]
+    *earlier, last = map(_timing_in_words, timed)
+    sentence = (
+        "Costs are numbers of runs times the seconds of one, timed one after the other on one core "
+        f"by one version of the code: {last}."
+    )
+    if earlier:
+        earlier_words = "; ".join(earlier)
+        sentence += f" Timed before, with another version or on another day: {earlier_words}."
+    return [sentence]

@@ -14,12 +14,13 @@ import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import safetensors.torch
@@ -38,13 +39,16 @@ from edgenes.core import (
 )
 
 # %% auto #0
-__all__ = ['PACKAGE', 'SCHEMA', 'FORMS', 'pack', 'unpack', 'digest', 'opened', 'DiskCheckpoint', 'code_hash', 'notebooks_hash',
-           'provenance', 'check_form', 'Records', 'write_record', 'all_records', 'save_predictions', 'save_weights',
-           'load_weights', 'load_predictions']
+__all__ = ['PACKAGE', 'Form', 'Record', 'SCHEMA', 'pack', 'unpack', 'digest', 'DiskCheckpoint', 'code_hash', 'notebooks_hash',
+           'provenance', 'Between', 'check_form', 'register_check', 'content_key', 'Records', 'write_record',
+           'all_records', 'save_predictions', 'save_weights', 'load_weights', 'load_predictions']
 
 # %% ../../nbs/study/records.ipynb #9c0c005
-def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    "The nest of `state` as JSON; tensors are moved to `tensors` and named by their position."
+def pack(
+    state: Any,  # nested dictionaries and lists of tensors, numbers and strings
+    tensors: dict[str, torch.Tensor],  # receives the tensors
+) -> Any:
+    """The nest of `state` as JSON; its tensors move to `tensors` and leave their names behind."""
     if isinstance(state, torch.Tensor):
         name = f"{len(tensors):05d}"
         tensors[name] = state.detach().cpu().contiguous()
@@ -56,60 +60,88 @@ def pack(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return {"value": state}
 
 
-def unpack(packed: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    "Inverse of `pack`; tuples come back as lists."
-    ((kind, content),) = packed.items()
-    if kind == "tensor":
+def unpack(
+    packed: Any,  # what `pack` returned
+    tensors: dict[str, torch.Tensor],  # what `pack` filled
+) -> Any:
+    """The inverse of `pack`; tuples come back as lists."""
+    ((form, content),) = packed.items()
+    if form == "tensor":
         return tensors[content]
-    if kind == "dict":
+    if form == "dict":
         return {key: unpack(value, tensors) for key, value in content}
-    return [unpack(value, tensors) for value in content] if kind == "list" else content
+    if form == "list":
+        return [unpack(value, tensors) for value in content]
+    return content
 
 
-def digest(name: str, arrays: Mapping[str, Any]) -> str:
-    "SHA-256 of a name and arrays: neither a torn file, a flipped bit nor the file of another run has it. Their formats leave the numbers unguarded."
+def digest(
+    name: str,  # what the numbers belong to
+    arrays: Mapping[str, Any],  # arrays or tensors by name
+) -> str:
+    """SHA-256 of a name and of every number.
+
+    A file that is torn, that was changed, or that belongs to another run has another one.
+    """
     total = hashlib.sha256(name.encode())
     for key, value in sorted(arrays.items()):
         array = np.asarray(value)
-        total.update(json.dumps([key, str(array.dtype), array.shape]).encode() + array.tobytes())
+        header = json.dumps([key, str(array.dtype), array.shape])
+        total.update(header.encode() + array.tobytes())
     return total.hexdigest()
 
 
-def opened(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    "What the header of a safetensors file says, and its tensors."
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """(metadata of the header, tensors by name) of a safetensors file."""
     with safe_open(path, "pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+        return file.metadata() or {}, tensors
 
 # %% ../../nbs/study/records.ipynb #9c0c006
 class DiskCheckpoint:
-    "The state of one training in a folder of its own: the last two epochs, each file whole or absent."
+    """The state of one training in a folder of its own: its last two epochs, one file each.
 
-    def __init__(self, folder: str | Path):
+    >>> checkpoint = DiskCheckpoint("results/demo/work/darts-0123456789abcdef")
+    >>> checkpoint.save({"net": net.state_dict(), "log": log})
+    >>> checkpoint.load()["log"]
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+    ):
         self.folder = Path(folder)
 
     def files(self) -> list[Path]:
+        """The files of the folder, oldest first."""
         return sorted(path for path in self.folder.glob("epoch-*.safetensors") if path.is_file())
 
-    def save(self, state: dict[str, Any]) -> None:
-        "Writes a state; its number is the length of its log. Older files than the last two are removed."
+    def save(
+        self,
+        state: dict[str, Any],  # `state["log"]` is a list with one entry per finished epoch
+    ) -> None:
+        """Writes a state under the number of its epochs, and removes all files but the last two.
+
+        `EdgenesError` where it cannot be written; the older files are then as they were.
+        """
         tensors: dict[str, torch.Tensor] = {}
         nest = json.dumps(pack(state, tensors))
-        content = safetensors.torch.save(
-            tensors, metadata={"state": nest, "digest": digest(nest, tensors)}
-        )
-        write_atomic(self.folder / f"epoch-{len(state['log']):05d}.safetensors", content)
+        metadata = {"state": nest, "digest": digest(nest, tensors)}
+        name = f"epoch-{len(state['log']):05d}.safetensors"
+        write_atomic(self.folder / name, safetensors.torch.save(tensors, metadata=metadata))
         for old in self.files()[:-2]:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        "The newest whole state, or None. A damaged file is passed over with a warning."
+        """The newest state that is whole, or None. A damaged file is passed over with a warning."""
         for path in reversed(self.files()):
             try:
-                metadata, tensors = opened(path)
+                metadata, tensors = _read_safetensors(path)
                 if digest(metadata["state"], tensors) == metadata["digest"]:
                     return unpack(json.loads(metadata["state"]), tensors)
-            except Exception as error:
-                reason = str(error)  # a file that was made to do harm can raise almost anything
+            except Exception as error:  # a file that was made to do harm can raise almost anything
+                reason = str(error)
             else:
                 reason = "its state was changed"
             warnings.warn(
@@ -119,7 +151,7 @@ class DiskCheckpoint:
         return None
 
     def remove(self) -> None:
-        "Deletes the folder, after the record is written."
+        """Deletes the folder. This is done after the record is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../../nbs/study/records.ipynb #9c0c011
@@ -128,23 +160,23 @@ PACKAGE = Path(edgenes.__file__).parent
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    "Hash of the package's modules."
-    return content_hash(
-        [[p.name, p.read_text(encoding="utf-8")] for p in sorted(PACKAGE.rglob("*.py"))]
-    )
+    """The hash of all modules of the package."""
+    modules = sorted(PACKAGE.rglob("*.py"))
+    return content_hash([[path.name, path.read_text(encoding="utf-8")] for path in modules])
 
 
 def notebooks_hash() -> str | None:
-    "Hash of the cells of the experiment notebooks in the checkout, without their outputs; None outside one."
+    """The hash of the cells of the experiment notebooks; None outside a checkout."""
     paths = sorted((PACKAGE.parent / "nbs" / "experiments").glob("*.ipynb"))
-    cells = [[p.name, [cell["source"] for cell in read_json(p)["cells"]]] for p in paths]
+    cells = [[path.name, [cell["source"] for cell in read_json(path)["cells"]]] for path in paths]
     return content_hash(cells) if cells else None
 
 # %% ../../nbs/study/records.ipynb #9c0c013
 def _git(*arguments: str) -> str | None:
+    command = ["git", *arguments]
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True
+            command, cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -153,18 +185,26 @@ def _git(*arguments: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    "Commit, code, versions and machine; the same for all records of a process."
-    names = ("edgenes", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "torchmetrics")
+    """Commit, code, versions and machine. They are the same for all records of a process."""
+    libraries = (
+        "edgenes",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "torchmetrics",
+    )
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in libraries:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
+        "dirty": None if changes is None else bool(changes),
         "code": code_hash(),
         "notebooks": notebooks_hash(),
         "versions": versions,
@@ -175,300 +215,324 @@ def provenance() -> dict[str, Any]:
     }
 
 # %% ../../nbs/study/records.ipynb #9c0c015
-SCHEMA = 1  # of all records
+@dataclass(frozen=True)
+class Between:
+    """The form of a number between two bounds, both included."""
 
-_METRICS = dict.fromkeys(
-    ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float
-)
+    low: float
+    high: float
 
-_SHARED = range(257)  # more edges than any genotype keeps
 
-_EDGES = [(str, int, int, str)]
+Form: TypeAlias = "dict[Any, Form] | list[Form] | tuple[Form, ...] | type | Between"
+_ANY_NUMBER = Between(-1e15, 1e15)  # not infinite, and not so large that arithmetic overflows
 
-_POOL = [(_EDGES, int)]
 
-_SHIFTED = {
-    "corruption": str,
-    "severity": range(1, 5),
-    **dict.fromkeys(("accuracy_percent", "nll_nats", "brier", "ece"), float),
-}
-
-FORMS: dict[str, Any] = {
-    "darts": {
-        "inputs": {"seed": int},
-        "results": {
-            "genotype": _EDGES,
-            "structure": {"vector": [float]},
-            "log": [{"genotypes": [_EDGES], "seconds": float}],
-        },
-        "seconds": {"search": float},
-    },
-    "hypernetwork": {
-        "inputs": {
-            "seed": int,
-            "settings": {"knots": range(2, 1000), "margin": float},
-            "space": {},
-            "optimum": _EDGES,
-        },
-        "results": {
-            "structure": {"vectors": [[float]], "segments": [float]},
-            "log": [
-                {
-                    "epoch": int,
-                    "calibration": [(_SHARED, _SHARED)],
-                    "genotypes": [_EDGES],
-                    "active_edges?": [[int]],
-                    **dict.fromkeys(("regulariser", "val_loss_nats", "seconds"), float),
-                }
-            ],
-        },
-        "seconds": {"search": float},
-    },
-    "screening": {
-        "inputs": {"seed": int},
-        "results": {"judged": [{"lambda": float, "genotype": _EDGES, "val_loss_nats": float}]},
-    },
-    "retraining": {
-        "inputs": {"seed": int},
-        "results": {"val": {"accuracy_percent": float}},
-        "seconds": {"retraining": float, "prediction": float},
-    },
-    "evolution": {"inputs": {"seed": int}, "results": {"pool": _POOL}},
-    "system": {
-        "inputs": {
-            "seed": int,
-            "system": str,
-            "experiment": str,
-            "point": {str: float},
-            "pool": _POOL,
-        },
-        "results": {
-            "val": _METRICS,
-            "test": _METRICS,
-            "test_scaled": dict.fromkeys(("nll_nats", "brier", "ece"), float),
-            "temperature": float,
-            "chosen": [int],
-            "retrainings": [str],
-        },
-        "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float),
-    },
-    "shift": {
-        "inputs": {"seed": int, "system": str, "pool": _POOL},
-        "results": {"images": int, "rows": [_SHIFTED]},
-    },
-}
-
-# %% ../../nbs/study/records.ipynb #9c0c015b
-def check_form(value: Any, form: Any, where: str) -> None:
-    "`EdgenesError` unless a value of a JSON file has the form: {name: form} (name?: where it is there; str: every name), [form] (one or more), (form, form), a type, or a range of numbers."
+def check_form(
+    value: Any,  # read from a JSON file
+    form: Form,  # what it must look like, see the table above
+    where: str,  # the name of the value in the error message
+) -> None:
+    """`EdgenesError` unless the value has the form."""
     if isinstance(form, dict):
-        require(isinstance(value, dict), f"{where} is {shown(value)}, not a mapping")
-        for name, part in form.items():
-            known = value if name is str else [name.rstrip("?")]
-            require(
-                name is str or name.endswith("?") or name in value,
-                f"{where} lacks the field {name!r}",
-            )
-            for key in (k for k in known if k in value):
-                check_form(value[key], part, f"{where}: {key}")
+        _check_mapping(value, form, where)
     elif isinstance(form, (list, tuple)):
-        require(
-            isinstance(value, list)
-            and len(value) in ((len(form),) if isinstance(form, tuple) else range(1, 2**31)),
-            f"{where} is {shown(value)}, not a list, or of another length",
-        )
-        for i, v in enumerate(value):
-            check_form(v, form[i % len(form)], f"{where}[{i}]")
+        _check_list(value, form, where)
+    elif form is str:
+        require(isinstance(value, str), f"{where} is {shown(value)}, not a text")
     else:
-        kinds: Any = {str: str, int: int}.get(form, (int, float))
-        low, high = (form.start, form.stop) if isinstance(form, range) else (-1e15, 1e15)
+        bounds = form if isinstance(form, Between) else _ANY_NUMBER
+        number = int if form is int else (int, float)
         require(
-            isinstance(value, kinds)
+            isinstance(value, number)
             and not isinstance(value, bool)
-            and (form is str or low <= value <= high),
-            f"{where} is {shown(value)}, not a {'text' if form is str else 'number that can stand there'}",
+            and bounds.low <= value <= bounds.high,
+            f"{where} is {shown(value)}, not a number that can stand there",
         )
+
+
+def _check_mapping(value: Any, form: dict[Any, Form], where: str) -> None:
+    require(isinstance(value, dict), f"{where} is {shown(value)}, not a mapping")
+    for name, part in form.items():
+        if name is str:
+            present = list(value)
+        else:
+            field = name.removesuffix("?")
+            require(name.endswith("?") or field in value, f"{where} lacks the field {field!r}")
+            present = [field] if field in value else []
+        for key in present:
+            check_form(value[key], part, f"{where}: {key}")
+
+
+def _check_list(value: Any, form: list[Form] | tuple[Form, ...], where: str) -> None:
+    length = len(value) if isinstance(value, list) else 0
+    fits = length == len(form) if isinstance(form, tuple) else length > 0
+    require(fits, f"{where} is {shown(value)}, not a list, or of another length")
+    for i, element in enumerate(value):
+        check_form(element, form[i % len(form)], f"{where}[{i}]")
+
+# %% ../../nbs/study/records.ipynb #9c0c016b
+Record: TypeAlias = dict[str, Any]  # kind, inputs, results, seconds, provenance, schema, hash
+
+_CHECKS: dict[str, Callable[[Record], None]] = {}
+
+
+def register_check(
+    kind: str,  # a word of small letters
+    check: Callable[[Record], None],  # raises `EdgenesError` for a record of bad form
+) -> None:
+    """Makes a kind of record known, with the check that `Records.read` applies to it."""
+    require(re.fullmatch("[a-z]+", kind), f"the kind {shown(kind)} is no word: use small letters")
+    _CHECKS[kind] = check
 
 # %% ../../nbs/study/records.ipynb #9c0c018
-def _key(inputs: dict[str, Any]) -> str:
+SCHEMA = 2  # of all records
+
+_ENVELOPE: Form = {
+    "kind": str,
+    "hash": str,
+    "inputs": {},
+    "results": {},
+    "seconds": {},
+    "provenance": {},
+}
+
+
+def content_key(
+    inputs: dict[str, Any],  # plain JSON
+) -> str:
+    """The key of a run: 16 hexadecimal digits that depend on its inputs and the schema alone."""
     return content_hash({"schema": SCHEMA, "inputs": inputs})
 
 
-@lru_cache(maxsize=2)
-def _shelf(folder: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
-    "The records that were read of a folder; those of the last two folders are kept."
-    return {}
+def _check_record(record: Record) -> None:
+    """`EdgenesError` unless a record is sealed by its hash and has the form of its kind."""
+    check_form(record, _ENVELOPE, "it")
+    sealed = {name: value for name, value in record.items() if name != "hash"}
+    require(content_hash(sealed) == record["hash"], "it was changed after it was written")
+    kind = record["kind"]
+    require(re.fullmatch("[a-z]+", kind), f"its kind is {shown(kind)}, no word")
+    require(kind in _CHECKS, f"its kind is {kind!r}, which no module that is loaded can check")
+    _CHECKS[kind](record)
 
 
-def _checked(path: Path) -> dict[str, Any]:
-    "See `Records.read`."
+def _read_checked(path: Path) -> Record:
     record = read_json(path)
+    schema = record.get("schema") if isinstance(record, dict) else None
     require(
-        isinstance(record, dict) and record.get("schema") == SCHEMA,
-        f"{path} has schema {shown(record.get('schema') if isinstance(record, dict) else None)}, this version reads {SCHEMA}: "
+        schema == SCHEMA,
+        f"{path} has schema {shown(schema)}, this version reads {SCHEMA}: "
         "delete the record, or use the version that wrote it",
     )
     try:
-        check_form(
-            record,
-            {
-                "kind": str,
-                "hash": str,
-                **dict.fromkeys(("inputs", "results", "seconds", "provenance"), {}),
-            },
-            "it",
-        )
-        body = {name: value for name, value in record.items() if name != "hash"}
-        require(content_hash(body) == record["hash"], "it was changed after it was written")
-        require(
-            re.fullmatch("[a-z]+", record["kind"]), f"its kind is {shown(record['kind'])}, no word"
-        )
-        check_form(record, FORMS.get(record["kind"], {}), "it")
+        _check_record(record)
     except EdgenesError as error:
         raise EdgenesError(
             f"{path} cannot be used, {error}: restore it, or delete the record and run again"
         ) from error
     require(
-        path.name == f"{record['kind']}-{_key(record['inputs'])}.json",
+        path.name == f"{record['kind']}-{content_key(record['inputs'])}.json",
         f"{path} holds the record of another run: restore its name",
     )
     return record
 
+
+@lru_cache(maxsize=2)
+def _records_in_memory(folder: Path) -> dict[tuple[str, int, int], Record]:
+    """The records of a folder by (file name, time of change, size).
+
+    Those of the last two folders stay in memory.
+    """
+    return {}
+
 # %% ../../nbs/study/records.ipynb #9c0c019
 class Records:
-    "The records of one results folder: `runs/<kind>-<key>.json`, predictions in `cache/`, unfinished work in `work/`."
+    """The records of one results folder.
 
-    def __init__(self, folder: str | Path):
+    They lie in `runs/<kind>-<key>.json`, predictions and weights in `cache/`, and unfinished work
+    in `work/`.
+
+    >>> records = Records("results/cpu")
+    >>> [record["seconds"]["search"] for record in all_records(records, "darts")]
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+    ):
         self.folder = Path(folder)
 
-    def key(self, inputs: dict[str, Any]) -> str:
-        "Content key of a run: depends on its inputs alone."
-        return _key(inputs)
+    def key(
+        self,
+        inputs: dict[str, Any],
+    ) -> str:
+        """The content key of a run, which depends on its inputs alone."""
+        return content_key(inputs)
 
-    def path(self, kind: str, inputs: dict[str, Any]) -> Path:
+    def path(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+    ) -> Path:
+        """Where the record of a run is, or will be."""
         return self.folder / "runs" / f"{kind}-{self.key(inputs)}.json"
 
-    def read(self, path: Path) -> dict[str, Any]:
-        "A checked record, not to be changed. `EdgenesError` for another schema, missing fields or an edited file."
-        found, shelf = (
-            path.stat() if os.path.isfile(path) else None,
-            _shelf(path.parent),
-        )  # None for a name that cannot be
-        place = (
-            path.name,
-            found.st_mtime_ns if found else 0,
-            found.st_size if found else 0,
-        )  # tells a file from the one that was there before
-        if place not in shelf:
-            shelf[place] = _checked(path)
-        return shelf[place]
+    def read(
+        self,
+        path: Path,
+    ) -> Record:
+        """A checked record, which must not be changed.
 
-    def find(self, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        "The record of a run, or None where it is not finished."
+        `EdgenesError` for another schema, for fields that are missing or impossible, and for a file
+        that was edited or renamed.
+        """
+        in_memory = _records_in_memory(path.parent)
+        status = path.stat() if os.path.isfile(path) else None  # `os`: any name is allowed here
+        changed = status.st_mtime_ns if status else 0
+        size = status.st_size if status else 0
+        place = (path.name, changed, size)
+        if place not in in_memory:
+            in_memory[place] = _read_checked(path)
+        return in_memory[place]
+
+    def find(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+    ) -> Record | None:
+        """The record of a run, or None where the run is not finished."""
         path = self.path(kind, inputs)
         return self.read(path) if os.path.exists(path) else None
 
-    def paths(self, kind: str = "") -> list[Path]:
-        "The files of a kind, or of all, by name. An absent folder holds none; one that cannot be listed is an `EdgenesError`, since what is not seen would count as lost."
+    def paths(
+        self,
+        kind: str = "",  # empty: all kinds
+    ) -> list[Path]:
+        """The files of a kind, or of all, by name. A folder that is absent holds none.
+
+        One that cannot be listed is an `EdgenesError`: what is not seen would count as lost.
+        """
+        folder = self.folder / "runs"
         try:
-            names = sorted(os.listdir(self.folder / "runs"))
+            names = sorted(os.listdir(folder))
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
             raise EdgenesError(
-                f"cannot list {self.folder / 'runs'}: "
-                f"{getattr(error, 'strerror', error)}; make it a folder that can be read"
+                f"cannot list {folder}: {reason}; make it a folder that can be read"
             ) from error
+        start = f"{kind}-" if kind else ""
         return [
-            self.folder / "runs" / name
-            for name in names
-            if name.endswith(".json") and name.startswith(kind and f"{kind}-")
+            folder / name for name in names if name.startswith(start) and name.endswith(".json")
         ]
 
 # %% ../../nbs/study/records.ipynb #9c0c020
 def write_record(
     records: Records,
-    kind: str,
-    inputs: dict[str, Any],
+    kind: str,  # one that has a check
+    inputs: dict[str, Any],  # what the run depends on
     results: dict[str, Any],
-    seconds: dict[str, float],
+    seconds: dict[str, float],  # by part of the run
     device: str = "cpu",
-) -> dict[str, Any]:
-    "Writes a record in one step; where another process was faster, its record stands."
-    found = records.find(kind, inputs)
-    if found is not None:
-        return found
-    made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+) -> Record:
+    """Writes a record in one step and returns it.
+
+    Where another process was faster, its record stands. `EdgenesError` where the record cannot be
+    written, or has not the form of its kind.
+    """
+    existing = records.find(kind, inputs)
+    if existing is not None:
+        return existing
+    written = datetime.now(timezone.utc).isoformat(timespec="seconds")
     body = {
         "schema": SCHEMA,
         "kind": kind,
         "inputs": inputs,
         "results": results,
         "seconds": seconds,
-        "provenance": provenance() | {"device": device, "written": made},
+        "provenance": provenance() | {"device": device, "written": written},
     }
-    body = json.loads(json.dumps(body))
-    write_json(records.path(kind, inputs), body | {"hash": content_hash(body)})
-    return records.read(records.path(kind, inputs))
+    body = json.loads(json.dumps(body))  # tuples become lists, as they will be when it is read
+    path = records.path(kind, inputs)
+    write_json(path, body | {"hash": content_hash(body)})
+    return records.read(path)
 
 
-def all_records(records: Records, kind: str) -> list[dict[str, Any]]:
-    "All records of a kind, in the order of their names; the first bad one raises `EdgenesError`."
+def all_records(
+    records: Records,
+    kind: str,
+) -> list[Record]:
+    """All records of a kind by file name; the first bad one raises `EdgenesError`."""
     return [records.read(path) for path in records.paths(kind)]
 
 # %% ../../nbs/study/records.ipynb #9c0c022
-def save_predictions(records: Records, key: str, **arrays: np.ndarray) -> None:
-    "Keeps the predictions of a run beside its record, as float16."
+def save_predictions(
+    records: Records,
+    key: str,  # of the run
+    **arrays: np.ndarray,  # (N, K) probabilities, by the name of the split
+) -> None:
+    """Keeps the predictions of a run in the cache, as float16."""
+    halves: dict[str, Any] = {
+        name: np.asarray(array, dtype=np.float16) for name, array in arrays.items()
+    }
     buffer = io.BytesIO()
-    halves: dict[str, Any] = {name: np.asarray(a, dtype=np.float16) for name, a in arrays.items()}
     np.savez(buffer, digest=np.array(digest(key, halves)), **halves)
     write_atomic(records.folder / "cache" / f"{key}.npz", buffer.getvalue())
 
 
-def save_weights(records: Records, key: str, net: torch.nn.Module) -> None:
-    "Keeps the trained weights of a run in the cache, as safetensors."
-    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    write_atomic(
-        records.folder / "cache" / f"{key}.safetensors",
-        safetensors.torch.save(state, metadata={"digest": digest(key, state)}),
-    )
+def save_weights(
+    records: Records,
+    key: str,  # of the run
+    network: torch.nn.Module,
+) -> None:
+    """Keeps the trained weights of a run in the cache, as safetensors."""
+    state = network.state_dict()
+    weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    content = safetensors.torch.save(weights, metadata={"digest": digest(key, weights)})
+    write_atomic(records.folder / "cache" / f"{key}.safetensors", content)
 
 # %% ../../nbs/study/records.ipynb #9c0c022b
-def load_weights(records: Records, key: str, net: torch.nn.Module) -> bool:
-    "Puts kept weights into a network of the same shape; False where there are none that fit."
+def load_weights(
+    records: Records,
+    key: str,  # of the run
+    network: torch.nn.Module,  # receives the weights
+) -> bool:
+    """Puts weights from the cache into a network; False where there are none that fit it."""
     path = records.folder / "cache" / f"{key}.safetensors"
-    if not path.is_file():
-        return False  # a pipe would wait for ever
+    if not path.is_file():  # reading a pipe would wait for ever
+        return False
     try:
-        metadata, state = opened(path)
+        metadata, state = _read_safetensors(path)
         if digest(key, state) != metadata.get("digest"):
             return False
-        net.load_state_dict(state)
-    except Exception:
-        return False  # a file that was made to do harm can raise almost anything
+        network.load_state_dict(state)
+    except Exception:  # a file that was made to do harm can raise almost anything
+        return False
     return True
 
 
-def load_predictions(records: Records, key: str) -> dict[str, np.ndarray] | None:
-    "Kept predictions by name, or None where there are none (they are a cache: a damaged file, or that of another run, counts as none)."
+def _are_probabilities(arrays: Mapping[str, np.ndarray], name: str) -> bool:
+    return name in arrays and arrays[name].dtype == np.float16 and arrays[name].ndim == 2
+
+
+def load_predictions(
+    records: Records,
+    key: str,  # of the run
+) -> dict[str, np.ndarray] | None:
+    """The predictions of a run, "val" and "test", each (N, K) in float16.
+
+    None where the cache has none that are whole.
+    """
     path = records.folder / "cache" / f"{key}.npz"
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            said, found = (
-                str(file["digest"]),
-                {name: file[name] for name in file.files if name != "digest"},
-            )
-        if said != digest(key, found):
+            written_digest = str(file["digest"])
+            arrays = {name: file[name] for name in file.files if name != "digest"}
+        if digest(key, arrays) != written_digest:
             return None
-    except Exception:
-        return None  # a corrupt file makes numpy and zipfile raise almost anything
-    return (
-        found
-        if all(
-            name in found and found[name].dtype == np.float16 and found[name].ndim == 2
-            for name in ("val", "test")
-        )
-        else None
-    )
+    except Exception:  # a corrupt file makes numpy and zipfile raise almost anything
+        return None
+    complete = _are_probabilities(arrays, "val") and _are_probabilities(arrays, "test")
+    return arrays if complete else None

@@ -6,561 +6,960 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import nn
 
-from ..algorithm import Candidate
+from ..algorithm import Candidate, draw_lambdas
 from ..bilevel import SearchSettings
-from ..core import Diverged, EdgenesError, check_int, require, stream
-from ..data import Split
+from ..core import Diverged, EdgenesError, check_int, require
+from ..data import Data, Split
 from ..device import compute_seconds, keep_memory
-from ..discrete import DiscreteNetwork
 from ..ensembles import select
 from ..genotype import Genotype, SearchSpace
 from ..hypernetwork import Hypernetwork
 from ..metrics import ensemble_metrics, fit_temperature, scaled
 from ..neighbours import deviate, random_genotype
-from ..retraining import predict, retrain
-from ..search import search
+from ..retraining import new_network, predict, retrain
+from ..search import SearchResult, search_darts, search_halves, train_hypernetwork
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .profiles import Profile
 from edgenes.study.records import (
+    Between,
     DiskCheckpoint,
+    Form,
+    Record,
+    Records,
+    check_form,
     load_predictions,
     load_weights,
+    register_check,
     save_predictions,
     save_weights,
     write_record,
 )
 from .workspace import Workspace
 from ..supernet import Supernet
+from ..training import describe_settings
 
 # %% auto #0
-__all__ = ['VARIANTS', 'RUN', 'settings_of', 'space_of', 'Task', 'genotype_of', 'optimum_of', 'optimum_in', 'hypernetwork_of',
-           'checkpoint_of', 'run_task', 'claimed', 'drawn_lambdas', 'screened_lambdas', 'inherited_loss']
+__all__ = ['VARIANTS', 'Outcome', 'KINDS', 'Plan', 'Variant', 'varied_settings', 'space_of', 'Task', 'register', 'genotype_of',
+           'candidates_of', 'optimum_of', 'optimum_in', 'hypernetwork_of', 'claimed', 'checkpoint_of', 'run_task',
+           'RerunWarning', 'weights_or_rerun', 'DartsSearch', 'HypernetworkTraining', 'screened_lambdas',
+           'inherited_loss', 'Screening', 'Retraining', 'retrainings_of', 'Evolution', 'EnsembleRun', 'ShiftRun']
 
 # %% ../../nbs/study/tasks.ipynb #5dc9005
-VARIANTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "fixed at start": {"c": (0.3, 0.3), "t": (1.0, 1.0)},
-    "fixed at end": {"c": (3.0, 3.0), "t": (0.05, 0.05)},
-    "printed sign": {"sign": -1},
-    "printed interpolation": {"printed": True},
-    "no margin": {"margin": 0.0},
-    "gumbel forward": {"relaxation": "gumbel"},
-    "two inputs": {"inputs_per_node": 2},
-    "sampled": {"relaxation": "sampled", "longer": 5},
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What an ablation changes in a search; everything else stays as the profile has it."""
+
+    regulariser: dict[str, Any] = field(default_factory=dict)  # fields of `Regulariser`
+    hypernetwork: dict[str, Any] = field(default_factory=dict)  # of `HypernetworkSettings`
+    relaxation: str = ""  # empty: that of the profile
+    epochs_factor: int = 1
+    inputs_per_node: int = 0  # 0: that of the profile
+
+
+VARIANTS = {
+    "": Variant(),
+    "fixed at start": Variant(regulariser={"weight": (0.3, 0.3), "temperature": (1.0, 1.0)}),
+    "fixed at end": Variant(regulariser={"weight": (3.0, 3.0), "temperature": (0.05, 0.05)}),
+    "printed sign": Variant(regulariser={"printed_sign": True}),
+    "printed interpolation": Variant(hypernetwork={"printed_interpolation": True}),
+    "no margin": Variant(hypernetwork={"margin": 0.0}),
+    "gumbel forward": Variant(relaxation="gumbel"),
+    "two inputs": Variant(inputs_per_node=2),
+    "sampled": Variant(relaxation="sampled", epochs_factor=5),
 }
 
 
-def settings_of(profile: Profile, kind: str, variant: str) -> SearchSettings:
-    "The search settings of a task. `EdgenesError` for an unknown variant."
-    require(
-        variant in VARIANTS,
-        f"unknown variant {variant!r}: use one of {', '.join(filter(None, VARIANTS))}",
-    )
-    base, changes = (
-        profile.hyper if kind == "hypernetwork" else profile.darts,
-        dict(VARIANTS[variant]),
-    )
-    changes.pop("inputs_per_node", None)
-    return replace(base, epochs=base.epochs * changes.pop("longer", 1), **changes)
+def _variant(name: str) -> Variant:
+    names = ", ".join(filter(None, VARIANTS))
+    require(name in VARIANTS, f"unknown variant {name!r}: use one of {names}")
+    return VARIANTS[name]
 
 
-def space_of(profile: Profile, variant: str) -> SearchSpace:
-    "The search space of a variant."
+def varied_settings(
+    settings: SearchSettings,  # of the profile
+    variant: str,  # a name in `VARIANTS`; empty: no change
+) -> SearchSettings:
+    """The settings of a search with the changes of a variant. `EdgenesError` for an unknown one."""
+    changes = _variant(variant)
     return replace(
-        profile.space, **{k: v for k, v in VARIANTS[variant].items() if k == "inputs_per_node"}
+        settings,
+        epochs=settings.epochs * changes.epochs_factor,
+        regulariser=replace(settings.regulariser, **changes.regulariser),
+        hypernetwork=replace(settings.hypernetwork, **changes.hypernetwork),
+        relaxation=changes.relaxation or settings.relaxation,
     )
+
+
+def space_of(
+    profile: Profile,
+    variant: str,  # a name in `VARIANTS`; empty: no change
+) -> SearchSpace:
+    """The search space of a variant."""
+    inputs = _variant(variant).inputs_per_node or profile.space.inputs_per_node
+    return replace(profile.space, inputs_per_node=inputs)
 
 # %% ../../nbs/study/tasks.ipynb #5dc9009
-@dataclass(frozen=True)
-class Task:
-    "One run; which fields matter depends on its kind."
+Outcome: TypeAlias = tuple[dict[str, Any], dict[str, float]]  # results, and seconds by part
 
-    kind: str  # darts, hypernetwork, screening, retraining, evolution, system or shift
-    seed: int = 0  # of the experiment; of a retraining: its own
-    index: int = 0  # of a darts run
-    variant: str = ""  # of a search: a name in `VARIANTS`
-    genotype: Genotype | None = (
-        None  # alpha* of a hypernetwork or a screening; what a retraining trains
-    )
-    experiment: str = ""  # to which a system belongs
-    system: str = ""  # its name
-    point: tuple[
-        tuple[str, float], ...
-    ] = ()  # its place in the experiment, such as (("lambda", 2),)
-    pool: tuple[Candidate, ...] = ()  # candidates of a system; members of a shift
-    keep: int = 0  # members of a system; 0: the whole pool
-    rule: str = "exhaustive"  # of the selection; with the whole pool kept there is none
-    criterion: str = "accuracy"  # of the selection
-    search_seconds: float = 0.0  # what a system's searches cost; not an input
+
+class Task(ABC):
+    """One run that leaves one record; a subclass for each kind of run, a frozen dataclass.
+
+    Two equal tasks are the same run. A task can be sent to another process.
+    """
+
+    kind: ClassVar[str]  # of its record
+    noun: ClassVar[str] = ""  # what `edgenes costs` calls a run of this kind; empty: it times none
+    seed: int
 
     def __post_init__(self) -> None:
         check_int(self.seed, "seed", 0, 10**15)
 
-    def retrainings(self) -> list[Task]:
-        return [Task("retraining", seed, genotype=g) for g, seed in self.pool]
+    @abstractmethod
+    def inputs(
+        self,
+        workspace: Workspace,
+    ) -> dict[str, Any]:
+        """What the run depends on, as plain JSON: the content of its key."""
 
-    def inputs(self, workspace: Workspace) -> dict[str, Any]:
-        return _inputs(self, workspace)  # what the run depends on: the content of its key
+    @abstractmethod
+    def run(
+        self,
+        workspace: Workspace,
+        checkpoint: DiskCheckpoint,  # where an unfinished run keeps its state
+    ) -> Outcome:
+        """Does the work; returns the results and the seconds of its parts.
 
-    def done(self, workspace: Workspace) -> dict[str, Any] | None:
-        "The record, if the task is finished. A retraining whose predictions were deleted from the cache is not."
-        found = workspace.records.find(self.kind, self.inputs(workspace))
-        if (
-            found
-            and self.kind == "retraining"
-            and load_predictions(workspace.records, workspace.records.key(self.inputs(workspace)))
-            is None
-        ):
-            return None
-        return found
+        Only `run_task` calls it.
+        """
 
-# %% ../../nbs/study/tasks.ipynb #5dc9010
-def _inputs(task: Task, workspace: Workspace) -> dict[str, Any]:
-    "See `Task.inputs`."
-    p, edges = workspace.profile, task.genotype.to_dict()["edges"] if task.genotype else None
-    label = {"variant": task.variant} if task.variant else {}
-    if task.kind in ("darts", "hypernetwork", "screening"):
-        common = {
-            "settings": settings_of(p, task.kind, task.variant).described(),
-            "seed": task.seed,
-        } | label
-        if task.kind == "darts":
-            return workspace.inputs(**common, index=task.index)
-        space = space_of(p, task.variant).to_dict()
-        return workspace.inputs(
-            **common
-            | {"space": space, "optimum": edges}
-            | ({"lambdas": screened_lambdas(p, task.seed)} if task.kind == "screening" else {})
-        )
-    common = {"settings": p.retrain.described(), "seed": task.seed}
-    if task.kind == "evolution":
-        return workspace.inputs(**common, evaluations=p.free_pool, members=p.members)
-    space = (task.genotype or task.pool[0][0]).space.to_dict()
-    if task.kind == "retraining":
-        return workspace.inputs(**common | {"space": space, "genotype": edges})
-    pool = [[g.to_dict()["edges"], seed] for g, seed in task.pool]
-    common |= {
-        "space": space,
-        "experiment": task.experiment,
-        "system": task.system,
-        "pool": pool,
-        "point": dict(task.point),
-    }
-    if task.kind == "shift":
-        return workspace.inputs(**common, corruptions=CORRUPTIONS, images=p.shift_images)
-    return workspace.inputs(
-        **common, keep=task.keep or len(pool), rule=task.rule, criterion=task.criterion
-    )
+    @classmethod
+    @abstractmethod
+    def check(
+        cls,
+        record: Record,
+    ) -> None:
+        """`EdgenesError` unless the fields of a record that anything reads have the right form."""
+
+    @classmethod
+    @abstractmethod
+    def cost(
+        cls,
+        record: Record,
+        records: Records,  # where the records are of the runs that it did itself
+    ) -> float:
+        """Compute seconds of a run, without those of the finished runs that it uses."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from other tasks of its kind, for a line of progress."""
+        return ""
+
+    def key(
+        self,
+        workspace: Workspace,
+    ) -> str:
+        """The content key of the run."""
+        return workspace.records.key(self.inputs(workspace))
+
+    def done(
+        self,
+        workspace: Workspace,
+    ) -> Record | None:
+        """The record, or None where the task is not finished."""
+        return workspace.records.find(self.kind, self.inputs(workspace))
+
+
+KINDS: dict[str, type[Task]] = {}
+_TaskClass = TypeVar("_TaskClass", bound=type[Task])
+
+
+def register(task_class: _TaskClass) -> _TaskClass:
+    """Decorator of a task: makes its kind known to `KINDS` and to the reader of records."""
+    KINDS[task_class.kind] = task_class
+    register_check(task_class.kind, task_class.check)
+    return task_class
+
+# %% ../../nbs/study/tasks.ipynb #5dc9009c
+Plan: TypeAlias = Generator[Sequence[Task], list[Record], Any]
 
 # %% ../../nbs/study/tasks.ipynb #5dc9011
-def genotype_of(edges: list[list[Any]], space: SearchSpace) -> Genotype:
-    "The genotype of the edges in a record."
-    return Genotype(space, edges)  # type: ignore[arg-type]  # it makes edges of lists, and refuses others
+def genotype_of(
+    edges: list[list[Any]],  # (cell type, node, source, operation) per edge
+    space: SearchSpace,
+) -> Genotype:
+    """The genotype of the edges in a record. `EdgenesError` where they make none."""
+    return Genotype(space, edges)  # type: ignore[arg-type]  # makes edges of lists
 
 
-def optimum_of(record: dict[str, Any], space: SearchSpace) -> Genotype:
-    "alpha* of a darts record, in the space of the profile or of a variant: the trained structure is the same."
+def candidates_of(
+    pool: Iterable[Sequence[Any]],  # (edges, seed of the retraining) per candidate, as in a record
+    space: SearchSpace,
+) -> tuple[Candidate, ...]:
+    """The candidates of the pool in a record."""
+    return tuple(Candidate(genotype_of(edges, space), seed) for edges, seed in pool)
+
+
+def optimum_of(
+    record: Record,  # of kind darts
+    space: SearchSpace,  # of the profile, or of a variant: the trained structure is the same
+) -> Genotype:
+    """The optimum alpha* that a DARTS search ended with."""
     return Genotype.from_structure(space, torch.tensor(record["results"]["structure"]["vector"]))
 
 
-def optimum_in(record: dict[str, Any]) -> Genotype:
-    "alpha* of a hypernetwork's record, with which the record's architectures share edges."
-    return genotype_of(
-        record["inputs"]["optimum"], SearchSpace.from_dict(record["inputs"]["space"])
-    )
+def optimum_in(
+    record: Record,  # of kind hypernetwork
+) -> Genotype:
+    """The optimum alpha* with which the architectures of a hypernetwork share edges."""
+    inputs = record["inputs"]
+    return genotype_of(inputs["optimum"], SearchSpace.from_dict(inputs["space"]))
 
 
-def hypernetwork_of(record: dict[str, Any]) -> Hypernetwork:
-    "The hypernetwork of a record, with its weights to the last bit."
-    s, space = record["inputs"]["settings"], SearchSpace.from_dict(record["inputs"]["space"])
+def hypernetwork_of(
+    record: Record,  # of kind hypernetwork
+) -> Hypernetwork:
+    """The trained hypernetwork, to the last bit. `EdgenesError` where it does not fit its space."""
+    inputs = record["inputs"]
+    settings = inputs["settings"]["hypernetwork"]
+    structure = record["results"]["structure"]
     try:
-        h = Hypernetwork.of(space, s["knots"], s["margin"], printed=s.get("printed", False))
-        h.load_state_dict(
-            {name: torch.tensor(values) for name, values in record["results"]["structure"].items()}
+        hypernetwork = Hypernetwork.of(
+            SearchSpace.from_dict(inputs["space"]),
+            knots=settings["knots"],
+            margin=settings["margin"],
+            printed_interpolation=settings.get("printed_interpolation", False),
         )
+        weights = {name: torch.tensor(values) for name, values in structure.items()}
+        hypernetwork.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError) as error:
         raise EdgenesError(
-            f"the record of hypernetwork seed {record['inputs']['seed']} does not fit its search space ({error}): delete it and run again"
+            f"the record of hypernetwork seed {inputs['seed']} does not fit its search space "
+            f"({error}): delete it and run again"
         ) from error
-    return h
-
-# %% ../../nbs/study/tasks.ipynb #5dc9013
-def checkpoint_of(task: Task, workspace: Workspace) -> DiskCheckpoint:
-    "Where a task keeps its unfinished state."
-    return DiskCheckpoint(
-        Path(workspace.results)
-        / "work"
-        / f"{task.kind}-{workspace.records.key(task.inputs(workspace))}"
-    )
-
-# %% ../../nbs/study/tasks.ipynb #5dc9013b
-def run_task(task: Task, workspace: Workspace) -> dict[str, Any]:
-    "Runs a task unless its record exists, resuming from its checkpoint; returns the record. `EdgenesError` when the run fails, which is recorded."
-    found = task.done(workspace)
-    if found is not None:
-        return found
-    import_module(
-        "torchmetrics.functional.classification"
-    )  # takes seconds, which are not those of a run
-    device = workspace.data.train.images.device
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        keep_memory()
-    inputs = task.inputs(workspace)
-    checkpoint = checkpoint_of(task, workspace)
-    with claimed(checkpoint.folder):
-        found = task.done(workspace)
-        if (
-            found is not None
-        ):  # another process was faster; the folder of the lock is of no more use
-            checkpoint.remove()
-            return found
-        start = time.perf_counter()
-        try:
-            results, seconds = RUN[task.kind](task, workspace, checkpoint)
-        except Diverged as error:
-            write_record(
-                workspace.records,
-                "failed",
-                inputs | {"kind": task.kind},
-                {"message": str(error)},
-                {"wall": time.perf_counter() - start},
-                device.type,
-            )
-            raise
-        except (
-            MemoryError,
-            RuntimeError,
-        ) as error:  # torch has no class of its own for it on a CPU
-            if "memory" not in f"{type(error).__name__} {error}".lower():
-                raise
-            raise EdgenesError(
-                f"no memory is left for {task.kind}, seed {task.seed} ({error}): use fewer --workers, or free memory, and "
-                f"start again"
-            ) from error
-        seconds["wall"] = (
-            time.perf_counter() - start
-        )  # of this process: a resumed run's earlier epochs are in its log alone
-        record = write_record(workspace.records, task.kind, inputs, results, seconds, device.type)
-        checkpoint.remove()
-    return record
+    return hypernetwork
 
 # %% ../../nbs/study/tasks.ipynb #5dc9015
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    "Holds a lock in a folder; waits while another process holds it. The lock ends with the process, however it ends."
-    try:
-        import fcntl
-    except ImportError:  # a system without such locks: the first record to be written stands
-        yield
-        return
-    file, flags = (
-        None,
-        os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK,
-    )  # what is there stays as it is; neither a link is followed nor a pipe waited for
-    try:
-        while file is None:
+def claimed(
+    folder: Path,  # of the unfinished work of a task; made where it is absent
+) -> Iterator[None]:
+    """Holds the lock of a folder; waits while another process holds it.
+
+    `EdgenesError` where no lock can be made. What lies in its place is not followed or emptied.
+    """
+    path = folder / "lock"
+    lock = FileLock(path, mode=0o644, fallback_to_soft=False)
+    while not lock.is_locked:
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                file = os.fdopen(
-                    os.open(folder / "lock", flags, 0o644), "rb", 0
-                )  # whoever held the lock may just have removed the folder
-    except OSError as error:
-        raise EdgenesError(
-            f"cannot write {folder}: {error.strerror}; choose a folder that can be written, or free space"
-        ) from error
-    with file:
-        require(
-            stat.S_ISREG(os.fstat(file.fileno()).st_mode),
-            f"{folder / 'lock'} is no file: delete it and start again",
-        )
-        fcntl.flock(file, fcntl.LOCK_EX)
+            absent = not os.path.lexists(path)
+            require(
+                absent or (path.is_file() and not path.is_symlink()),
+                f"{path} is no file: delete it and start again",
+            )
+            lock.acquire()
+        except FileNotFoundError:
+            continue  # whoever held the lock has just removed the folder
+        except OSError as error:
+            raise EdgenesError(
+                f"cannot write {folder}: {error.strerror}; "
+                "choose a folder that can be written, or free space"
+            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
-# %% ../../nbs/study/tasks.ipynb #5dc9017
-def _lambdas(profile: Profile, draws: int, generator: torch.Generator, skewed: bool) -> list[float]:
-    "Rounded roots in float64: they are part of keys, and the last bits of a root in float32 depend on the processor."
-    return [
-        round(profile.space.max_shared * (u ** (1 / 3) if skewed else u), 6)
-        for u in torch.rand(draws, generator=generator).tolist()
-    ]
-
-
-def drawn_lambdas(profile: Profile, seed: int, skewed: bool = False) -> list[float]:
-    "The N draws of lambda of a seed: U(0, Lambda), or with a density that grows as lambda^2."
-    return _lambdas(profile, profile.candidates, stream(seed, "lambda"), skewed)
+# %% ../../nbs/study/tasks.ipynb #5dc9013b
+def checkpoint_of(
+    task: Task,
+    workspace: Workspace,
+) -> DiskCheckpoint:
+    """Where a task keeps its unfinished state."""
+    name = f"{task.kind}-{task.key(workspace)}"
+    return DiskCheckpoint(Path(workspace.results) / "work" / name)
 
 
-def screened_lambdas(profile: Profile, seed: int) -> list[float]:
-    "The draws of lambda that a screening judges."
-    return _lambdas(profile, profile.screened, stream(seed, "screened"), True)
+def run_task(
+    task: Task,
+    workspace: Workspace,
+) -> Record:
+    """Runs a task unless its record exists, going on from its checkpoint; returns the record.
+
+    `EdgenesError` when the run fails. A run that diverges is recorded as failed.
+    """
+    record = task.done(workspace)
+    if record is not None:
+        return record
+    _prepare_process(workspace)
+    checkpoint = checkpoint_of(task, workspace)
+    with claimed(checkpoint.folder):
+        record = task.done(workspace)  # another process may have been faster
+        if record is None:
+            record = _run_claimed(task, workspace, checkpoint)
+        checkpoint.remove()
+    return record
 
 
-def _run_search(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    settings = settings_of(workspace.profile, task.kind, task.variant)
-    found = search(
-        workspace.data,
-        space_of(workspace.profile, task.variant),
-        settings,
-        1000 * task.seed + task.index,
-        task.genotype,
-        checkpoint=checkpoint,
-    )
-    results: dict[str, Any] = {
-        "structure": {k: v.tolist() for k, v in found.structure.state_dict().items()},
-        "log": found.log,
-    }
-    if task.kind == "darts":
-        results["genotype"] = found.genotype.to_dict()["edges"]
-    else:
-        save_weights(workspace.records, workspace.records.key(task.inputs(workspace)), found.net)
-    return results, {"search": sum(entry["seconds"] for entry in found.log)}
+def _prepare_process(workspace: Workspace) -> None:
+    """One thread per process on a CPU; what is slow to import is loaded before a clock starts."""
+    import_module("torchmetrics.functional.classification")
+    if workspace.data.train.images.device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_memory()
 
-# %% ../../nbs/study/tasks.ipynb #5dc9018
-def _run_screening(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    p, data = workspace.profile, workspace.data
-    trained = replace(task, kind="hypernetwork")
-    record, s = run_task(trained, workspace), settings_of(p, "hypernetwork", task.variant)
-    h = hypernetwork_of(record)
-    net = Supernet(space_of(p, task.variant), data.classes, data.channels, s.channels, s.layers).to(
-        data.train.images.device
-    )
-    _with_weights(net, trained, workspace, checkpoint)
-    start = compute_seconds(data.train.images.device)
-    _, half = data.halves(
-        1000 * task.seed, s.images if s.images and s.images < len(data.train) else None
-    )
-    judged: dict[Genotype, float] = {}
-    for lam in screened_lambdas(p, task.seed):
-        g = h.sample(lam)
-        if g not in judged:
-            judged[g] = inherited_loss(net, g, half, data, s.batch_size)
-    results = {
-        "judged": [
-            {
-                "lambda": lam,
-                "genotype": h.sample(lam).to_dict()["edges"],
-                "val_loss_nats": judged[h.sample(lam)],
-            }
-            for lam in screened_lambdas(p, task.seed)
-        ]
-    }
-    return results, {"screening": compute_seconds(data.train.images.device) - start}
+
+def _run_claimed(task: Task, workspace: Workspace, checkpoint: DiskCheckpoint) -> Record:
+    """Runs a task whose lock this process holds, and writes its record."""
+    inputs = task.inputs(workspace)
+    records = workspace.records
+    device = workspace.data.train.images.device.type
+    if records.find(task.kind, inputs) is not None:
+        _announce_rerun(task, workspace, "predictions")
+    start = time.perf_counter()
+    try:
+        results, seconds = task.run(workspace, checkpoint)
+    except Diverged as error:
+        wall = {"wall": time.perf_counter() - start}
+        message = {"message": str(error)}
+        write_record(records, "failed", inputs | {"kind": task.kind}, message, wall, device)
+        raise
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
+        if "memory" not in f"{type(error).__name__} {error}".lower():
+            raise
+        raise EdgenesError(
+            f"no memory is left for {task.kind}, seed {task.seed} ({error}): "
+            "use fewer --workers, or free memory, and start again"
+        ) from error
+    # of this process: where a run was resumed, the earlier epochs are in its log alone
+    seconds["wall"] = time.perf_counter() - start
+    return write_record(records, task.kind, inputs, results, seconds, device)
+
+
+def _check_failed(record: Record) -> None:
+    form: Form = {"inputs": {"kind": str, "seed": int}, "results": {"message": str}}
+    check_form(record, form, "it")
+
+
+register_check("failed", _check_failed)
 
 # %% ../../nbs/study/tasks.ipynb #5dc9020
-def _with_weights(
-    net: nn.Module, trained: Task, workspace: Workspace, checkpoint: DiskCheckpoint
+class RerunWarning(UserWarning):
+    """A finished run is made again, because the cache has lost what it left there."""
+
+
+def _announce_rerun(task: Task, workspace: Workspace, lost: str) -> None:
+    message = f"{task.kind} {task.key(workspace)} is run again: its {lost} are not in the cache"
+    warnings.warn(message, RerunWarning, stacklevel=3)
+
+
+def weights_or_rerun(
+    network: nn.Module,  # receives the weights
+    task: Task,  # a finished run that saved them
+    workspace: Workspace,
+    checkpoint: DiskCheckpoint,  # of the run that needs them
 ) -> None:
-    "Puts the weights of a finished run into a network. The cache is not part of a checkout: where they are missing, the run is made again, to the same bits."
-    key = workspace.records.key(trained.inputs(workspace))
-    if load_weights(workspace.records, key, net):
+    """Puts the weights of a finished run into a network; makes the run again where they are gone.
+
+    `EdgenesError` where they do not fit the network.
+    """
+    key = task.key(workspace)
+    if load_weights(workspace.records, key, network):
         return
-    RUN[trained.kind](trained, workspace, DiskCheckpoint(checkpoint.folder / key))
+    _announce_rerun(task, workspace, "weights")
+    task.run(workspace, DiskCheckpoint(checkpoint.folder / key))
     require(
-        load_weights(workspace.records, key, net),
-        f"the weights of {trained.kind} {key} do not fit its network: delete its record and run again",
+        load_weights(workspace.records, key, network),
+        f"the weights of {task.kind} {key} do not fit its network: delete its record and run again",
     )
+
+
+def _finished_predictions(workspace: Workspace, key: str) -> dict[str, np.ndarray]:
+    """The predictions of a finished retraining. `EdgenesError` where the cache has lost them."""
+    predictions = load_predictions(workspace.records, key)
+    if predictions is None:
+        raise EdgenesError(f"the predictions of retraining {key} are missing or damaged: run again")
+    return predictions
+
+# %% ../../nbs/study/tasks.ipynb #5dc9016a
+_EDGES: Form = [(str, int, int, str)]
+_POOL: Form = [(_EDGES, int)]
+_SHARED = Between(0, 256)  # more edges than any genotype keeps
+
+
+def _search_inputs(
+    workspace: Workspace, settings: SearchSettings, seed: int, variant: str
+) -> dict[str, Any]:
+    """The inputs of a search, of whichever kind."""
+    inputs = workspace.inputs(
+        settings=describe_settings(settings),
+        space=space_of(workspace.profile, variant).to_dict(),
+        seed=seed,
+    )
+    return inputs | {"variant": variant} if variant else inputs
+
+
+def _search_outcome(result: SearchResult) -> Outcome:
+    """Structure, log and seconds of a finished search."""
+    structure = {name: values.tolist() for name, values in result.structure.state_dict().items()}
+    seconds = sum(entry["seconds"] for entry in result.log)
+    return {"structure": structure, "log": result.log}, {"search": seconds}
+
+
+@register
+@dataclass(frozen=True)
+class DartsSearch(Task):
+    """A DARTS search. Index 0 finds alpha*; DartsEns has further ones."""
+
+    kind = "darts"
+    noun = "search"
+    seed: int
+    index: int = 0
+    variant: str = ""  # a name in `VARIANTS`
+
+    @property
+    def label(self) -> str:
+        return self.variant
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        settings = varied_settings(workspace.profile.budget.darts, self.variant)
+        inputs = _search_inputs(workspace, settings, self.seed, self.variant)
+        return inputs | {"index": self.index}
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        result = search_darts(
+            workspace.data,
+            space_of(workspace.profile, self.variant),
+            varied_settings(workspace.profile.budget.darts, self.variant),
+            1000 * self.seed + self.index,
+            checkpoint=checkpoint,
+        )
+        results, seconds = _search_outcome(result)
+        return results | {"genotype": result.genotype.to_dict()["edges"]}, seconds
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        form: Form = {
+            "inputs": {"seed": int},
+            "results": {
+                "genotype": _EDGES,
+                "structure": {"vector": [float]},
+                "log": [{"genotypes": [_EDGES], "seconds": float}],
+            },
+            "seconds": {"search": float},
+        }
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["search"]
+
+# %% ../../nbs/study/tasks.ipynb #5dc9018
+@register
+@dataclass(frozen=True)
+class HypernetworkTraining(Task):
+    """The training of the hypernetwork around alpha*; keeps the weights of its supernet."""
+
+    kind = "hypernetwork"
+    noun = "hypernetwork"
+    seed: int
+    optimum: Genotype
+    variant: str = ""  # a name in `VARIANTS`
+
+    @property
+    def label(self) -> str:
+        return self.variant
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        settings = varied_settings(workspace.profile.budget.hypernetwork, self.variant)
+        inputs = _search_inputs(workspace, settings, self.seed, self.variant)
+        return inputs | {"optimum": self.optimum.to_dict()["edges"]}
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        result = train_hypernetwork(
+            workspace.data,
+            space_of(workspace.profile, self.variant),
+            varied_settings(workspace.profile.budget.hypernetwork, self.variant),
+            1000 * self.seed,
+            self.optimum,
+            checkpoint=checkpoint,
+        )
+        save_weights(workspace.records, self.key(workspace), result.supernet)
+        return _search_outcome(result)
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        entry: Form = {
+            "epoch": int,
+            "calibration": [(_SHARED, _SHARED)],  # lambda, and the edges shared there
+            "genotypes": [_EDGES],
+            "active_edges?": [[int]],
+            "regulariser": float,
+            "val_loss_nats": float,
+            "seconds": float,
+        }
+        form: Form = {
+            "inputs": {
+                "seed": int,
+                "settings": {"hypernetwork": {"knots": Between(2, 1000), "margin": float}},
+                "space": {},
+                "optimum": _EDGES,
+            },
+            "results": {
+                "structure": {"vectors": [[float]], "segments": [float]},
+                "log": [entry],
+            },
+            "seconds": {"search": float},
+        }
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["search"]
+
+# %% ../../nbs/study/tasks.ipynb #5dc9017
+def screened_lambdas(
+    profile: Profile,
+    seed: int,
+) -> list[float]:
+    """The draws of lambda that a screening judges, with a density that grows as lambda^2."""
+    max_shared = profile.space.max_shared
+    count = profile.sizes.screened
+    return draw_lambdas(max_shared, count, seed, towards_optimum=True, use="screened")
 
 
 def inherited_loss(
-    net: Supernet,  # with trained weights
+    supernet: Supernet,  # with trained weights
     genotype: Genotype,
     split: Split,
-    data: Any,  # normalises
+    data: Data,  # normalises the images
     batch_size: int = 64,
 ) -> float:
-    "Mean cross-entropy (nats) of a discrete architecture with the supernet's weights; batch normalisation by the batch, as in the search."
-    mix = torch.zeros(net.space.shapes[0], device=split.images.device)
+    """Mean cross-entropy (nats) of a discrete architecture with the weights of the supernet.
+
+    Batch normalisation uses the statistics of the batch, as in the search.
+    """
+    mix = torch.zeros(supernet.space.shapes[0], device=split.images.device)
     for edge in genotype.edges:
-        mix[net.space.position(edge)] = 1.0
+        mix[supernet.space.position(edge)] = 1.0
     total = 0.0
     with torch.no_grad():
-        for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
-            total += F.cross_entropy(
-                net(data.normalise(x), mix, mix > 0), y, reduction="sum"
-            ).item()
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size)):
+            logits = supernet(data.normalise(images), mix, mix > 0)
+            total += F.cross_entropy(logits, labels, reduction="sum").item()
     return total / len(split)
 
-# %% ../../nbs/study/tasks.ipynb #5dc9022
-def _run_retraining(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    assert task.genotype is not None
-    net, log = retrain(
-        workspace.data, task.genotype, workspace.profile.retrain, task.seed, checkpoint
-    )
-    start, key = (
-        compute_seconds(workspace.data.train.images.device),
-        workspace.records.key(task.inputs(workspace)),
-    )
-    kept = {
-        name: predict(net, getattr(workspace.data, name), workspace.data).numpy()
-        for name in ("val", "test")
-    }
-    save_weights(workspace.records, key, net)
-    save_predictions(workspace.records, key, **kept)
-    metrics = ensemble_metrics(kept["val"][None], workspace.data.val.labels.cpu().numpy())
-    seconds = {
-        "retraining": sum(entry["seconds"] for entry in log),
-        "prediction": compute_seconds(workspace.data.train.images.device) - start,
-    }
-    return {
-        "val": metrics,
-        "log": log,
-        "weights": sum(w.numel() for w in net.parameters()),
-    }, seconds
+# %% ../../nbs/study/tasks.ipynb #5dc9018b
+@register
+@dataclass(frozen=True)
+class Screening(Task):
+    """Draws of a hypernetwork, each judged by its loss with the weights of the supernet."""
 
+    kind = "screening"
+    noun = "screening"
+    seed: int
+    optimum: Genotype
+    variant: str = ""  # a name in `VARIANTS`
 
-def _kept(workspace: Workspace, key: str) -> dict[str, np.ndarray]:
-    "The predictions of a finished retraining. `EdgenesError` where the cache has lost them."
-    found = load_predictions(workspace.records, key)
-    if found is None:
-        raise EdgenesError(f"the predictions of retraining {key} are missing or damaged: run again")
-    return found
+    @property
+    def label(self) -> str:
+        return self.variant
 
-# %% ../../nbs/study/tasks.ipynb #5dc9024
-def _run_evolution(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    p, chance, labels = (
-        workspace.profile,
-        np.random.default_rng([task.seed, 20]),
-        workspace.data.val.labels.cpu().numpy(),
-    )
-    size = max(p.members + 1, p.free_pool // 2)
-    seen: list[Candidate] = []
-    probs: list[np.ndarray] = []
-    for j in range(p.free_pool):
-        if j < size:
-            child = random_genotype(p.space, 1000 * task.seed + j)
-        else:
-            alive = list(range(j - size, j))
-            chosen = select(
-                np.stack([probs[i] for i in alive]), labels, p.members, "forward", "nll"
-            ).members
-            child = deviate(
-                seen[alive[chosen[chance.integers(len(chosen))]]][0],
-                p.space.max_shared - 1,
-                1000 * task.seed + j,
-            )
-        run = Task("retraining", 1000 * task.seed + j, genotype=child)
-        run_task(run, workspace)
-        seen.append((child, run.seed))
-        probs.append(
-            _kept(workspace, workspace.records.key(run.inputs(workspace)))["val"].astype(np.float32)
-        )
-    return {"pool": [[g.to_dict()["edges"], seed] for g, seed in seen]}, {}
+    @property
+    def training(self) -> HypernetworkTraining:
+        """The run that trained the hypernetwork and its supernet."""
+        return HypernetworkTraining(self.seed, self.optimum, self.variant)
 
-# %% ../../nbs/study/tasks.ipynb #5dc9026
-def _predictions(task: Task, workspace: Workspace) -> tuple[list[str], np.ndarray, np.ndarray]:
-    "Keys of the retrainings of a pool, their validation and test predictions (M, N, K)."
-    keys = [workspace.records.key(run.inputs(workspace)) for run in task.retrainings()]
-    kept = [_kept(workspace, key) for key in keys]
-    require(
-        len({tuple(k[name].shape for name in ("val", "test")) for k in kept}) == 1,
-        "the predictions of a pool differ in shape: delete the cache and run again",
-    )
-    val, test = (np.stack([k[name].astype(np.float32) for k in kept]) for name in ("val", "test"))
-    return keys, val, test
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        lambdas = screened_lambdas(workspace.profile, self.seed)
+        return self.training.inputs(workspace) | {"lambdas": lambdas}
 
-
-def _run_system(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    records = [run.done(workspace) for run in task.retrainings()]
-    assert all(records), "a system runs after its retrainings"
-    keys, val, test = _predictions(task, workspace)
-    labels, true = workspace.data.val.labels.cpu().numpy(), workspace.data.test.labels.cpu().numpy()
-    start = compute_seconds(workspace.data.train.images.device)
-    keep = task.keep or len(keys)
-    whole = keep == len(keys) and task.rule != "forward"
-    chosen = list(
-        range(keep) if whole else select(val, labels, keep, task.rule, task.criterion).members
-    )
-    seconds = {
-        "search": task.search_seconds,
-        "selection": compute_seconds(workspace.data.train.images.device) - start,
-        "retraining": sum(
-            r["seconds"]["retraining"] + r["seconds"]["prediction"] for r in records if r
-        ),
-    }
-    val, test = val[chosen], test[chosen]
-    temperature = fit_temperature(val, labels)
-    results = {
-        "chosen": chosen,
-        "retrainings": keys,
-        "temperature": temperature,
-        "val": ensemble_metrics(val, labels),
-        "test": ensemble_metrics(test, true),
-        "test_scaled": {
-            k: v
-            for k, v in ensemble_metrics(scaled(test, temperature), true).items()
-            if k in ("nll_nats", "brier", "ece")
-        },
-    }
-    return results, seconds | {"total": sum(seconds.values())}
-
-# %% ../../nbs/study/tasks.ipynb #5dc9028
-def _run_shift(
-    task: Task, workspace: Workspace, checkpoint: DiskCheckpoint
-) -> tuple[dict[str, Any], dict[str, float]]:
-    p, data = workspace.profile, workspace.data
-    nets, count, rows = [], p.shift_images or len(data.test), []
-    for run, (genotype, _) in zip(task.retrainings(), task.pool):
-        net = DiscreteNetwork(
-            genotype,
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        profile = workspace.profile
+        data = workspace.data
+        device = data.train.images.device
+        settings = varied_settings(profile.budget.hypernetwork, self.variant)
+        hypernetwork = hypernetwork_of(run_task(self.training, workspace))
+        supernet = Supernet(
+            space_of(profile, self.variant),
             data.classes,
             data.channels,
-            p.retrain.channels,
-            p.retrain.layers,
-            auxiliary=p.retrain.auxiliary,
+            channels=settings.network.channels,
+            layers=settings.network.layers,
+        ).to(device)
+        weights_or_rerun(supernet, self.training, workspace, checkpoint)
+        start = compute_seconds(device)
+        _, half = search_halves(data, settings, 1000 * self.seed)
+        losses: dict[Genotype, float] = {}
+        judged = []
+        for lam in screened_lambdas(profile, self.seed):
+            genotype = hypernetwork.sample(lam)
+            if genotype not in losses:
+                losses[genotype] = inherited_loss(
+                    supernet, genotype, half, data, settings.batch_size
+                )
+            edges = genotype.to_dict()["edges"]
+            judged.append({"lambda": lam, "genotype": edges, "val_loss_nats": losses[genotype]})
+        return {"judged": judged}, {"screening": compute_seconds(device) - start}
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        judged: Form = [{"lambda": float, "genotype": _EDGES, "val_loss_nats": float}]
+        form: Form = {"inputs": {"seed": int}, "results": {"judged": judged}}
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["screening"]
+
+# %% ../../nbs/study/tasks.ipynb #5dc9022
+@register
+@dataclass(frozen=True)
+class Retraining(Task):
+    """One genotype, trained from scratch; keeps its predictions and weights in the cache."""
+
+    kind = "retraining"
+    noun = "retraining"
+    seed: int  # of the retraining itself
+    genotype: Genotype
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        return workspace.inputs(
+            settings=describe_settings(workspace.profile.budget.retrain),
+            seed=self.seed,
+            space=self.genotype.space.to_dict(),
+            genotype=self.genotype.to_dict()["edges"],
         )
-        _with_weights(net, run, workspace, checkpoint)
-        nets.append(net.to(data.train.images.device).to(memory_format=torch.channels_last))
-    start, true = compute_seconds(data.train.images.device), data.test.labels[:count].cpu().numpy()
-    for name in CORRUPTIONS if data.channels in (1, 3) else [n for n in CORRUPTIONS if n != "jpeg"]:
-        for severity in SEVERITIES:
-            images = Split(
-                corrupt(data.test.images[:count], name, severity), data.test.labels[:count]
-            )
-            metrics = ensemble_metrics(
-                torch.stack([predict(net, images, data) for net in nets]), true
-            )
-            rows.append(
-                {"corruption": name, "severity": severity}
-                | {k: metrics[k] for k in ("accuracy_percent", "nll_nats", "brier", "ece")}
-            )
-    return {"rows": rows, "images": count}, {
-        "shift": compute_seconds(data.train.images.device) - start
-    }
+
+    def done(self, workspace: Workspace) -> Record | None:
+        """The record; None also where the predictions are gone, which ensembles need."""
+        record = super().done(workspace)
+        if record is not None and load_predictions(workspace.records, self.key(workspace)) is None:
+            return None
+        return record
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        data = workspace.data
+        device = data.train.images.device
+        network, log = retrain(
+            data, self.genotype, workspace.profile.budget.retrain, self.seed, checkpoint=checkpoint
+        )
+        start = compute_seconds(device)
+        key = self.key(workspace)
+        val = predict(network, data.val, data).numpy()
+        test = predict(network, data.test, data).numpy()
+        save_weights(workspace.records, key, network)
+        save_predictions(workspace.records, key, val=val, test=test)
+        results = {
+            "val": ensemble_metrics(val[None], data.val.labels.cpu().numpy()),
+            "log": log,
+            "weights": sum(weights.numel() for weights in network.parameters()),
+        }
+        seconds = {
+            "retraining": sum(entry["seconds"] for entry in log),
+            "prediction": compute_seconds(device) - start,
+        }
+        return results, seconds
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        form: Form = {
+            "inputs": {"seed": int},
+            "results": {"val": {"accuracy_percent": float}},
+            "seconds": {"retraining": float, "prediction": float},
+        }
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["retraining"] + record["seconds"]["prediction"]
 
 
-RUN: dict[
-    str, Callable[[Task, Workspace, DiskCheckpoint], tuple[dict[str, Any], dict[str, float]]]
-] = {
-    "darts": _run_search,
-    "hypernetwork": _run_search,
-    "screening": _run_screening,
-    "retraining": _run_retraining,
-    "evolution": _run_evolution,
-    "system": _run_system,
-    "shift": _run_shift,
-}
+def retrainings_of(
+    candidates: Iterable[Candidate],
+) -> list[Task]:
+    """The retraining of each candidate, in their order."""
+    return [Retraining(seed, genotype) for genotype, seed in candidates]
+
+# %% ../../nbs/study/tasks.ipynb #5dc9024
+@register
+@dataclass(frozen=True)
+class Evolution(Task):
+    """Regularised evolution of a pool of retrained genotypes."""
+
+    kind = "evolution"
+    seed: int
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        profile = workspace.profile
+        return workspace.inputs(
+            settings=describe_settings(profile.budget.retrain),
+            seed=self.seed,
+            evaluations=profile.sizes.free_pool,
+            members=profile.budget.members,
+        )
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        profile = workspace.profile
+        chance = np.random.default_rng([self.seed, 20])
+        labels = workspace.data.val.labels.cpu().numpy()
+        population_size = max(profile.budget.members + 1, profile.sizes.free_pool // 2)
+        visited: list[Genotype] = []
+        probs: list[np.ndarray] = []  # of each visited genotype on the validation split
+        for place in range(profile.sizes.free_pool):
+            retraining_seed = 1000 * self.seed + place
+            if place < population_size:
+                child = random_genotype(profile.space, retraining_seed)
+            else:
+                oldest = place - population_size
+                alive = np.stack(probs[oldest:])
+                ensemble = select(alive, labels, profile.budget.members, "forward", "nll").members
+                parent = visited[oldest + ensemble[chance.integers(len(ensemble))]]
+                child = deviate(parent, profile.space.max_shared - 1, retraining_seed)
+            retraining = Retraining(retraining_seed, child)
+            run_task(retraining, workspace)
+            predictions = _finished_predictions(workspace, retraining.key(workspace))
+            visited.append(child)
+            probs.append(predictions["val"].astype(np.float32))
+        pool = [
+            [genotype.to_dict()["edges"], 1000 * self.seed + place]
+            for place, genotype in enumerate(visited)
+        ]
+        return {"pool": pool}, {}
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        form: Form = {"inputs": {"seed": int}, "results": {"pool": _POOL}}
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        """The seconds of its retrainings. `EdgenesError` where one of them has no record."""
+        inputs = record["inputs"]
+        shared = {name: inputs[name] for name in ("data", "space", "settings")}
+        total = 0.0
+        for edges, seed in record["results"]["pool"]:
+            retraining = records.find("retraining", shared | {"seed": seed, "genotype": edges})
+            if retraining is None:
+                raise EdgenesError(
+                    f"an evolution in {records.folder} lacks the records of its retrainings: "
+                    "run the profile again"
+                )
+            total += Retraining.cost(retraining, records)
+        return total
+
+# %% ../../nbs/study/tasks.ipynb #5dc9026
+_SCALED = ("nll_nats", "brier", "ece")  # metrics that a temperature changes
+_SCALED_FORM: Form = dict.fromkeys(_SCALED, float)
+_METRICS_FORM: Form = dict.fromkeys(
+    ("accuracy_percent", "nll_nats", "brier", "ece", "oracle_nll_nats", "disagreement"), float
+)
+
+
+def _pool_inputs(workspace: Workspace, pool: Sequence[Candidate]) -> dict[str, Any]:
+    """The inputs of a run on retrained candidates: how they are trained, and which they are."""
+    return workspace.inputs(
+        settings=describe_settings(workspace.profile.budget.retrain),
+        space=pool[0][0].space.to_dict(),
+        pool=[[genotype.to_dict()["edges"], seed] for genotype, seed in pool],
+    )
+
+
+def _pool_predictions(keys: Sequence[str], workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """Validation and test predictions (M, N, K) of finished retrainings."""
+    predictions = [_finished_predictions(workspace, key) for key in keys]
+    shapes = {(arrays["val"].shape, arrays["test"].shape) for arrays in predictions}
+    require(
+        len(shapes) == 1,
+        "the predictions of a pool differ in shape: delete the cache and run again",
+    )
+    val = np.stack([arrays["val"].astype(np.float32) for arrays in predictions])
+    test = np.stack([arrays["test"].astype(np.float32) for arrays in predictions])
+    return val, test
+
+
+@register
+@dataclass(frozen=True)
+class EnsembleRun(Task):
+    """The ensemble that a system makes of its pool of retrained candidates."""
+
+    kind = "system"
+    experiment: str  # to which it belongs
+    system: str  # the name of the system
+    seed: int
+    pool: tuple[Candidate, ...]
+    point: tuple[tuple[str, float], ...] = ()  # place in the experiment: (("lambda", 2),)
+    keep: int = 0  # number of members; 0: the whole pool
+    rule: str = "exhaustive"  # of the selection; there is none where the whole pool is kept
+    criterion: str = "accuracy"  # of the selection
+    search_seconds: float = 0.0  # what the searches of the system cost; not an input
+
+    @property
+    def label(self) -> str:
+        return self.system
+
+    def retrainings(self) -> list[Task]:
+        """The retrainings of the pool."""
+        return retrainings_of(self.pool)
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        return _pool_inputs(workspace, self.pool) | {
+            "seed": self.seed,
+            "experiment": self.experiment,
+            "system": self.system,
+            "point": dict(self.point),
+            "keep": self.keep or len(self.pool),
+            "rule": self.rule,
+            "criterion": self.criterion,
+        }
+
+    def chosen(self, val: np.ndarray, labels: np.ndarray) -> list[int]:
+        """Places of the members in the pool, by validation predictions (M, N, K), labels (N,)."""
+        keep = self.keep or len(self.pool)
+        if keep == len(self.pool) and self.rule != "forward":
+            return list(range(keep))
+        return list(select(val, labels, keep, self.rule, self.criterion).members)
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        data = workspace.data
+        device = data.train.images.device
+        labels = data.val.labels.cpu().numpy()
+        test_labels = data.test.labels.cpu().numpy()
+        records = [retraining.done(workspace) for retraining in self.retrainings()]
+        assert all(records), "an ensemble is made after its retrainings"
+        keys = [retraining.key(workspace) for retraining in self.retrainings()]
+        val, test = _pool_predictions(keys, workspace)
+        start = compute_seconds(device)
+        chosen = self.chosen(val, labels)
+        seconds = {
+            "search": self.search_seconds,
+            "selection": compute_seconds(device) - start,
+            "retraining": sum(Retraining.cost(r, workspace.records) for r in records if r),
+        }
+        temperature = fit_temperature(val[chosen], labels)
+        scaled_metrics = ensemble_metrics(scaled(test[chosen], temperature), test_labels)
+        results = {
+            "chosen": chosen,
+            "retrainings": keys,
+            "temperature": temperature,
+            "val": ensemble_metrics(val[chosen], labels),
+            "test": ensemble_metrics(test[chosen], test_labels),
+            "test_scaled": {name: scaled_metrics[name] for name in _SCALED},
+        }
+        return results, seconds | {"total": sum(seconds.values())}
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        form: Form = {
+            "inputs": {
+                "seed": int,
+                "system": str,
+                "experiment": str,
+                "point": {str: float},
+                "pool": _POOL,
+            },
+            "results": {
+                "val": _METRICS_FORM,
+                "test": _METRICS_FORM,
+                "test_scaled": _SCALED_FORM,
+                "temperature": float,
+                "chosen": [int],
+                "retrainings": [str],
+            },
+            "seconds": dict.fromkeys(("search", "retraining", "selection", "total"), float),
+        }
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["selection"]
+
+# %% ../../nbs/study/tasks.ipynb #5dc9028
+_SHIFTED = ("accuracy_percent", "nll_nats", "brier", "ece")  # metrics on corrupted images
+
+
+@register
+@dataclass(frozen=True)
+class ShiftRun(Task):
+    """The members of an ensemble on test images under every corruption and severity."""
+
+    kind = "shift"
+    system: str  # the name of the system
+    seed: int
+    members: tuple[Candidate, ...]
+
+    @property
+    def label(self) -> str:
+        return self.system
+
+    def retrainings(self) -> list[Task]:
+        """The retrainings of the members."""
+        return retrainings_of(self.members)
+
+    def inputs(self, workspace: Workspace) -> dict[str, Any]:
+        return _pool_inputs(workspace, self.members) | {
+            "seed": self.seed,
+            "system": self.system,
+            "corruptions": CORRUPTIONS,
+            "images": workspace.profile.sizes.shift_images,
+        }
+
+    def networks(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> list[nn.Module]:
+        """The trained members."""
+        data = workspace.data
+        settings = workspace.profile.budget.retrain.network
+        networks: list[nn.Module] = []
+        for retraining, (genotype, _) in zip(self.retrainings(), self.members):
+            network = new_network(data, genotype, settings)
+            weights_or_rerun(network, retraining, workspace, checkpoint)
+            networks.append(network)
+        return networks
+
+    def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
+        data = workspace.data
+        device = data.train.images.device
+        networks = self.networks(workspace, checkpoint)
+        count = workspace.profile.sizes.shift_images or len(data.test)
+        images = data.test.images[:count]
+        labels = data.test.labels[:count]
+        corruptions = [name for name in CORRUPTIONS if name != "jpeg" or data.channels in (1, 3)]
+        start = compute_seconds(device)
+        rows = []
+        for corruption in corruptions:
+            for severity in SEVERITIES:
+                corrupted = Split(corrupt(images, corruption, severity), labels)
+                probs = torch.stack([predict(network, corrupted, data) for network in networks])
+                metrics = ensemble_metrics(probs, labels.cpu().numpy())
+                row = {"corruption": corruption, "severity": severity}
+                rows.append(row | {name: metrics[name] for name in _SHIFTED})
+        return {"rows": rows, "images": count}, {"shift": compute_seconds(device) - start}
+
+    @classmethod
+    def check(cls, record: Record) -> None:
+        row: dict[str, Form] = {"corruption": str, "severity": Between(1, 5)}
+        form: Form = {
+            "inputs": {"seed": int, "system": str, "pool": _POOL},
+            "results": {"images": int, "rows": [row | dict.fromkeys(_SHIFTED, float)]},
+        }
+        check_form(record, form, "it")
+
+    @classmethod
+    def cost(cls, record: Record, records: Records) -> float:
+        return record["seconds"]["shift"]

@@ -8,133 +8,166 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ..core import read_json, require, shown, write_json
 from ..data import Data
 from ..device import pick_device
-from ..genotype import OPERATIONS
 from ..readers import load_data
-from .profiles import Profile
+from .profiles import DataSelection, Profile
 from .records import Records
 
 # %% auto #0
-__all__ = ['Workspace', 'open_workspace', 'project_root', 'RecordedWorkspace']
+__all__ = ['Workspace', 'RecordedWorkspace', 'project_root', 'open_workspace']
 
 # %% ../../nbs/study/workspace.ipynb #5aaf013stud
 @dataclass(frozen=True)
 class Workspace:
-    "Where tasks run: profile, folders, device."
+    """Where tasks run: a profile, a results folder, data and a device.
+
+    >>> workspace = open_workspace(get_profile("demo"))
+    >>> workspace.records.paths("darts")
+    """
 
     profile: Profile
-    results: str  # the results folder of the profile
-    data_folder: str | None  # the value of EDGENES_DATA
-    device: str = "auto"
+    results: str  # the results folder
+    data_folder: str | None  # what EDGENES_DATA names; None: none is needed, or the usual place
+    device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
 
     @property
     def records(self) -> Records:
+        """The records of the results folder."""
         return Records(self.results)
 
     @property
     def data(self) -> Data:
-        return _load(self.profile, self.data_folder, str(pick_device(self.device)))
+        """The images of the profile, on the device. They are loaded once per process."""
+        return _load(self.profile.data, self.data_folder, str(pick_device(self.device)))
 
-    def inputs(self, **more: Any) -> dict[str, Any]:
-        "The inputs of a run: data, search space, and what is given."
-        return {"data": self.data.fingerprint, "space": self.profile.space.to_dict(), **more}
+    @property
+    def data_fingerprint(self) -> str:
+        """What tells these images from others."""
+        return self.data.fingerprint
+
+    def inputs(
+        self,
+        **own: Any,  # what the run depends on beside; `space` replaces that of the profile
+    ) -> dict[str, Any]:
+        """The inputs of a run: data, search space, and its own."""
+        return {"data": self.data_fingerprint, "space": self.profile.space.to_dict(), **own}
+
+
+class RecordedWorkspace(Workspace):
+    """A workspace in which finished records are read, and nothing is run: it needs no data."""
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The fingerprint in the folder's profile.json. `EdgenesError` where that is damaged."""
+        path = Path(self.results) / "profile.json"
+        profile = read_json(path) if os.path.isfile(path) else {}
+        require(isinstance(profile, dict), f"{path} is not a profile: restore it")
+        return profile.get("fingerprint", "")
 
 
 @lru_cache(maxsize=2)
-def _load(p: Profile, folder: str | None, device: str) -> Data:
+def _load(selection: DataSelection, folder: str | None, device: str) -> Data:
     sizes = {
-        "train_images": p.train_images,
-        "val_images": p.val_images,
-        "test_images": p.test_images,
+        "train_images": selection.train_images,
+        "val_images": selection.val_images,
+        "test_images": selection.test_images,
     }
     return load_data(
-        p.source,
+        selection.source,
         folder,
-        downscale=p.downscale,
+        downscale=selection.downscale,
         device=device,
-        **{k: v for k, v in sizes.items() if v is not None},
+        **{name: size for name, size in sizes.items() if size is not None},
     )
+
+# %% ../../nbs/study/workspace.ipynb #5aaf014bstud
+def project_root() -> Path:
+    """The folder of the project, looked for from the current folder upwards.
+
+    It is the folder that holds settings.ini and nbs; outside the project, the current folder.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "settings.ini").exists() and (folder / "nbs").is_dir():
+            return folder
+    return Path.cwd()
 
 # %% ../../nbs/study/workspace.ipynb #5aaf014stud
 def open_workspace(
     profile: Profile,
-    results: str
-    | Path
-    | None = None,  # default: results/<profile> of the project or the current folder
-    data_folder: str | Path | None = None,  # default: the environment's EDGENES_DATA
-    device: str = "auto",
+    results: str | Path | None = None,  # default: results/<profile> of `project_root`
+    data_folder: str | Path | None = None,  # default: the EDGENES_DATA of the environment
+    device: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
 ) -> Workspace:
-    "Checks data, device and folder before anything is run. `EdgenesError` says what is wrong."
+    """A workspace whose data, device and folder are checked before anything is run.
+
+    `EdgenesError` says what is wrong, also where the folder holds the runs of another profile.
+    """
     pick_device(device)
     require(
         results is None or isinstance(results, (str, Path)),
         f"the results folder is {shown(results)}: give a path",
     )
     folder = Path(results) if results else project_root() / "results" / profile.name
-    source = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
-    workspace = Workspace(
-        profile, str(folder), source if profile.source != "digits" else None, device
-    )
-    described = asdict(profile) | {
-        "darts": profile.darts.described(),
-        "hyper": profile.hyper.described(),
-        "retrain": profile.retrain.described(),
-        "data": workspace.data.fingerprint,
-        "seeds": None,
-    }
-    described = {
-        k: list(v) if isinstance(v, tuple) else v
-        for k, v in described.items()
-        if (k, v) != ("operations", OPERATIONS)
-    }
+    images = str(data_folder or os.environ.get("EDGENES_DATA") or "") or None
+    if profile.data.source == "digits":
+        images = None
+    workspace = Workspace(profile, str(folder), images, device)
+    _claim_folder(folder, workspace)
+    _remove_halves(folder)
+    return workspace
+
+
+def _claim_folder(folder: Path, workspace: Workspace) -> None:
+    """Writes the profile into a new folder; refuses a folder that has another one."""
+    description = workspace.profile.describe() | {"fingerprint": workspace.data_fingerprint}
     path = folder / "profile.json"
     if not os.path.exists(path):  # False for a name that cannot be: writing it then says why
-        write_json(path, described)
+        write_json(path, description)
         write_json(folder / "splits.json", workspace.data.indices)
-    known, now = read_json(path), json.loads(json.dumps(described))
+    known = read_json(path)
     require(
         isinstance(known, dict),
         f"{path} is not a profile: restore it, or choose another folder with --results",
     )
-    changed = sorted(k for k in now if known.get(k) != now[k])
+    changed = _changed_fields(known, json.loads(json.dumps(description)))
     require(
         not changed,
-        f"{folder} holds runs with another {', '.join(changed)}: choose another folder with --results",
+        f"{folder} holds runs with another {', '.join(changed)}: "
+        "choose another folder with --results",
     )
-    for half in (
-        p
-        for part in (".", "runs", "cache", "tables", "figures", "work/*")
-        for p in folder.glob(f"{part}/.*.tmp")
-    ):  # of writers that were killed
-        with suppress(OSError):
-            if time.time() - half.stat().st_mtime > 3600:
-                half.unlink()
-    return workspace
 
-# %% ../../nbs/study/workspace.ipynb #5aaf014bstud
-def project_root() -> Path:
-    "The folder of the project (it holds settings.ini and nbs), looked for from the current folder upwards; else the current folder."
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "settings.ini").exists() and (folder / "nbs").is_dir():
-            return folder
-    return Path.cwd()
 
-# %% ../../nbs/study/workspace.ipynb #7fb9014stud
-class RecordedWorkspace(Workspace):
-    "A workspace that reads records alone: the data are known by the fingerprint that the folder's profile.json names."
+_ABSENT = object()
 
-    @property
-    def data(self) -> Any:
-        path = Path(self.results) / "profile.json"
-        known = read_json(path) if os.path.isfile(path) else {}
-        require(isinstance(known, dict), f"{path} is not a profile: restore it")
-        return SimpleNamespace(fingerprint=known.get("data"))
+
+def _changed_fields(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the fields that differ, at any depth: "candidates", "darts.weights.lr"."""
+    changed = []
+    for name in sorted({*known, *now}):
+        before = known.get(name, _ABSENT)
+        after = now.get(name, _ABSENT)
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = _changed_fields(before, after)
+            is_part = name in ("data", "space", "budget", "sizes")
+            changed += inner if is_part else [f"{name}.{field}" for field in inner]
+        elif before != after:
+            changed.append(name)
+    return changed
+
+
+def _remove_halves(folder: Path) -> None:
+    """Removes the unfinished files of writers that were killed more than an hour ago."""
+    for part in (".", "runs", "cache", "tables", "figures", "work/*"):
+        for path in folder.glob(f"{part}/.*.tmp"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()

@@ -1,0 +1,125 @@
+"""One source for every version and requirement; the wheel holds what the package needs."""
+
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from project import ROOT, contents, read_settings, requirements, run
+
+import edgenes
+
+IN_SDIST = ("settings.ini", "LICENSE", "README.md", "requirements.lock", "environment.yml")
+NEEDED_TO_BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_one_name_and_one_version():
+    settings = read_settings()
+    assert edgenes.__version__ == settings["version"]
+    name = re.search(r'^name = "(.+)"', read("pyproject.toml"), re.M)[1]
+    assert name == settings["lib_name"]
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_lock_pins_every_requirement_once(python, system):
+    target = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "implementation_version": f"{python}.9",
+        "sys_platform": system,
+        "platform_system": system.capitalize(),
+    }
+    lines = read("requirements.lock").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = {}
+    for pin in pins:
+        assert [part.operator for part in pin.specifier] == ["=="], f"not a pin: {pin}"
+        if pin.marker is None or pin.marker.evaluate(target):
+            name = canonicalize_name(pin.name)
+            assert name not in versions, f"{name} is pinned twice for Python {python}"
+            versions[name] = next(iter(pin.specifier)).version
+    for requirement in requirements():
+        if requirement.marker and not requirement.marker.evaluate(target):
+            continue
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"run make lock: {name} has no pin for Python {python}"
+        fits = requirement.specifier.contains(versions[name])
+        assert fits, f"run make lock: {requirement}, pinned {versions[name]}"
+
+
+def test_supported_python_is_the_same_everywhere():
+    pyproject = read("pyproject.toml")
+    makefile = read("Makefile")
+    lowest = re.search(r'^requires-python = ">=(3\.\d+)"', pyproject, re.M)[1]
+    assert f"--python-version {lowest} " in makefile
+    assert f"< ({lowest.replace('.', ', ')})" in makefile
+    assert f'target-version = "py{lowest.replace(".", "")}"' in pyproject
+    assert f'python_version = "{lowest}"' in pyproject
+
+
+def test_conda_environment_installs_the_lock():
+    dependencies = yaml.safe_load(read("environment.yml"))["dependencies"]
+    by_pip = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    assert by_pip == [["-c requirements.lock", "-e .[dev]"]]
+    by_conda = [entry for entry in dependencies if isinstance(entry, str)]
+    names = [re.split(r"[=<>]", entry)[0] for entry in by_conda]
+    assert names == ["python", "pip"], "libraries belong in settings.ini"
+    minor = int(re.search(r"python=3\.(\d+)", " ".join(by_conda))[1])
+    assert minor >= 10
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(sdist, wheel): the sdist is built from a checkout's files, the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in (*IN_SDIST, *NEEDED_TO_BUILD):
+        shutil.copy(ROOT / name, folder)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "edgenes", folder / "edgenes", ignore=ignore)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", build, cwd=folder)
+    [sdist] = (folder / "dist").glob("*.tar.gz")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", folder]
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
+    [wheel] = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_sdist_holds_what_a_build_needs(built):
+    sdist, _ = built
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(IN_SDIST) <= names
+
+
+def test_wheel_holds_the_package_and_its_metadata(built):
+    _, wheel = built
+    settings = read_settings()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata_files = {
+            name.split("/")[-1]: archive.read(name).decode()
+            for name in names
+            if ".dist-info/" in name
+        }
+    expected = {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".py")}
+    expected |= {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".jinja2")}
+    assert {name for name in names if ".dist-info/" not in name} == expected | {"edgenes/py.typed"}
+    metadata = message_from_string(metadata_files["METADATA"])
+    assert metadata["Version"] == settings["version"]
+    assert len(metadata.get_all("Requires-Dist")) == len(requirements())
+    script = settings["console_scripts"].replace("=", " = ")
+    assert script in metadata_files["entry_points.txt"]
