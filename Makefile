@@ -62,7 +62,7 @@ lock: ## pin the requirements of settings.ini anew; present pins stay unless UPG
 	    --no-python-downloads --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## remove .venv, builds and caches; results/ stays
-	rm -rf .venv _site build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf .venv _site docs/api build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA EXTRAS

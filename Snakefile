@@ -1,52 +1,66 @@
-# The grid of experiments and seeds as the jobs of a cluster: one job an experiment and seed, then tables, figures and report.
+# The grid of experiments and seeds as the jobs of a cluster: one job per experiment and seed, then
+# tables, figures and report.
 #
 #   snakemake --profile cluster/local --config profile=demo --dry-run      what is missing
 #   snakemake --profile cluster/slurm --config profile=paper data=/shared/cifar100
 #
-# A finished experiment and seed is one whose records are there (`edgenes status`): content decides, not the times of
-# files, so a checkout with records sends no job for them. Keys of --config: profile, seeds, experiments, results,
-# data, device; they mean what the options of `edgenes run` do. The results folder is one that all nodes see.
+# An experiment and seed is finished when its records are there (`edgenes status`). Content decides,
+# not the times of files, so a checkout with records sends no job for them. The keys of --config are
+# profile, seeds, experiments, results, data and device; they mean what the options of `edgenes run`
+# do. The results folder is one that all nodes see.
 import shlex
 import sys
 from pathlib import Path
 
 PROFILE = str(config.get("profile", "demo"))
 RESULTS = Path(str(config.get("results", f"results/{PROFILE}")))
-if set("{}") & set(str(RESULTS)): raise WorkflowError(f"results is {RESULTS}: give a folder without braces")  # Snakemake would take them for a wildcard
-GIVEN = {name: str(config[name]) for name in ("seeds", "experiments") if name in config}
+if set("{}") & set(str(RESULTS)):  # Snakemake would take them for a wildcard
+    raise WorkflowError(f"results is {RESULTS}: give a folder without braces")
 
 
-def told(*words):
-    """Words of a shell command as they are: Snakemake fills in what stands between single braces."""
+def shell_words(*words):
+    """Words of a shell command as they are: Snakemake fills in what single braces hold."""
     return shlex.join(map(str, words)).replace("{", "{{").replace("}", "}}")
 
 
-EDGENES = told(sys.executable, "-m", "edgenes")
-OPTIONS = told(*(f"--{name}={config[name]}" for name in ("data", "device") if name in config))
-OURS = workflow.is_main_process  # a job reads this file again, and is told what to make
+EDGENES = shell_words(sys.executable, "-m", "edgenes")
+PLACE = shell_words(PROFILE, "--results", RESULTS)
+GIVEN = [name for name in ("data", "device") if name in config]
+OPTIONS = shell_words(*(f"--{name}={config[name]}" for name in GIVEN))
 
 
-def mark(pair):
-    """An empty file that says that a job of this start has ended; it is removed when the report is made."""
-    return f"{RESULTS}/work/done/{pair[0]}-{pair[1]}"
+def mark_of(experiment, seed):
+    """An empty file: a job of this start has ended. It is removed after the report."""
+    return f"{RESULTS}/work/done/{experiment}-{seed}"
 
 
-LACKING, MARKS = {}, []
-if OURS:
+LACKING = {}  # (experiment, seed) -> the runs that it needs next
+MARKS = []
+IS_MAIN = workflow.is_main_process  # a job reads this file again, and is told what to make
+if IS_MAIN:
     from edgenes.cli.study import missing
     from edgenes.core import EdgenesError
 
-    try: LACKING = missing(PROFILE, RESULTS, **GIVEN)
-    except EdgenesError as error: raise WorkflowError(str(error))
-    for pair in LACKING: Path(mark(pair)).unlink(missing_ok=True)  # of a start that was killed; a record was deleted since
-    MARKS = [*map(mark, LACKING), *map(str, sorted(RESULTS.glob("work/done/*")))]  # the latter: killed before its report
+    chosen = {name: str(config[name]) for name in ("seeds", "experiments") if name in config}
+    try:
+        LACKING = missing(PROFILE, RESULTS, **chosen)
+    except EdgenesError as error:
+        raise WorkflowError(str(error))
+    MARKS = [mark_of(*pair) for pair in LACKING]
+    for mark in MARKS:  # of a start that was killed, where a record was deleted since
+        Path(mark).unlink(missing_ok=True)
+    MARKS += map(str, sorted(RESULTS.glob("work/done/*")))  # of a start killed before its report
 
 
-def before(wildcards):
-    """A job waits for the first one that asks for the same run, rather than hold a GPU until that run is finished."""
+def first_with_same_run(wildcards):
+    """The job that this one waits for: the first that asks for one of its runs.
+
+    Both would hold a GPU otherwise, one of them only to wait for the run of the other.
+    """
     pair = wildcards.experiment, int(wildcards.seed)
-    first = next((other for other in LACKING if not set(LACKING[other]).isdisjoint(LACKING.get(pair, ()))), pair)
-    return [] if first == pair else mark(first)
+    runs = set(LACKING.get(pair, ()))
+    first = next((other for other in LACKING if runs & set(LACKING[other])), pair)
+    return [] if first == pair else mark_of(*first)
 
 
 wildcard_constraints:
@@ -56,7 +70,8 @@ wildcard_constraints:
 
 rule all:
     input:
-        local(MARKS),  # asked for here as well: what is absent does not make a rule run that only reads it
+        # asked for here as well: what is absent does not make a rule run that only reads it
+        local(MARKS),
         local(f"{RESULTS}/report.html"),
 
 
@@ -66,20 +81,23 @@ rule report:
     output:
         local(update(f"{RESULTS}/report.html")),
     shell:
-        f"{EDGENES} {told('report', PROFILE, '--results', RESULTS)}"
+        f"{EDGENES} report {PLACE}"
 
 
 rule run:
     input:
-        local(before),
+        local(first_with_same_run),
     output:
-        local(touch(mark(("{experiment}", "{seed}")))),
+        local(touch(mark_of("{experiment}", "{seed}"))),
     threads: 1
     shell:
-        f"{EDGENES} {told('run', PROFILE, '--results', RESULTS)} --experiments {{wildcards.experiment}} --seeds {{wildcards.seed}}, --workers 1 --no-tables --no-notebooks {OPTIONS}"
+        f"{EDGENES} run {PLACE}"
+        " --experiments {wildcards.experiment} --seeds {wildcards.seed}, --workers 1"
+        f" --no-tables --no-notebooks {OPTIONS}"
 
 
 onsuccess:
     written = Path(f"{RESULTS}/report.html").stat().st_mtime
-    for path in map(Path, MARKS if OURS else ()):
-        if path.is_file() and path.stat().st_mtime <= written: path.unlink()
+    for mark in map(Path, MARKS):
+        if mark.is_file() and mark.stat().st_mtime <= written:
+            mark.unlink()

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent  # Sphinx reads the whole project, so that links lead where they lead there
 sys.path.insert(0, str(HERE))
 
 project = "edgenes"
@@ -15,7 +14,7 @@ author = "The edgenes authors"
 html_title = project
 html_show_copyright = False
 
-# What is read.
+# What is read, of the whole project: in the site links lead to the same places.
 root_doc = "nbs/index"
 include_patterns = ["nbs/**", "docs/*.md", "docs/api/**", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = ["docs/navigation.md", "docs/_*", ".*", "_*", "build", "dist", "results"]
@@ -36,6 +35,7 @@ nb_ipywidgets_js = {}  # the scripts that show widgets would come from a network
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_dmath_double_inline = True  # $$ need not begin a paragraph
 myst_heading_anchors = 3
+myst_heading_slug_func = "pages.heading_anchor"
 nb_render_markdown_format = "myst"  # outputs in Markdown have formulas, tables and links
 
 # Docstrings: a name between backticks is code, and classes follow the order of their source.
@@ -55,6 +55,7 @@ mathjax_path = "tex-svg-full.js"
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
 
 html_theme = "sphinx_book_theme"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX / mathjax_path)]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]

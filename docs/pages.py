@@ -40,6 +40,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-collect-pages", list_records)
     app.connect("html-page-context", set_language)
     app.connect("build-finished", copy_results)
+    app.set_html_assets_policy("always")  # titles in the navigation of any page have formulas
     shutil.rmtree(HERE / "api", ignore_errors=True)  # pages of modules that are no longer there
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -85,10 +86,10 @@ def prepare_cell(cell: NotebookNode, hide_code: bool) -> None:
 
 def alt_text(source: str) -> str:
     """What the `fig-alt` line of a cell says, or the caption of the committed figure it shows."""
-    if said := re.search(r"^#\|\s*fig-alt:\s*(.+)$", source, re.MULTILINE):
-        return said[1].strip()
-    if shown := re.search(r"""\bfigures?[(\[]["'](\w+)["']""", source):
-        sidecar = FIGURES / f"{shown[1]}.json"
+    if directive := re.search(r"^#\|\s*fig-alt:\s*(.+)$", source, re.MULTILINE):
+        return directive[1].strip()
+    if figure := re.search(r"""\bfigures?[(\[]["'](\w+)["']""", source):
+        sidecar = FIGURES / f"{figure[1]}.json"
         if sidecar.is_file():
             return json.loads(sidecar.read_text(encoding="utf-8"))["caption"]
     return ""
@@ -167,6 +168,11 @@ def width_in_pixels(path: Path) -> int | None:
 # ------------------------------------------------------------------ links and results
 
 
+def heading_anchor(title: str) -> str:
+    """The anchor of a heading in a link, as Jupyter makes it."""
+    return title.strip().replace(" ", "-")
+
+
 def redirect_links(app: Sphinx, doctree: nodes.document) -> None:
     """Links to README lead to the overview, and those to results to their copies in the site."""
     for link in list(doctree.findall(addnodes.pending_xref)):
@@ -227,9 +233,16 @@ def is_foreign(documented: Any) -> bool:
 
 
 def to_rst(text: str) -> str:
-    """A line of a docstring, or a comment, in reStructuredText: formulas, and bars as they are."""
+    """A line of a docstring, or a comment, in reStructuredText, which is stricter than Markdown."""
     text = re.sub(r"\$([^$]+)\$", r":math:`\1`", " ".join(text.split()))
+    text = re.sub(r"(`[^`]+`)(\w)?", separate_plural, text)
     return text.replace("|", r"\|")
+
+
+def separate_plural(match: re.Match[str]) -> str:
+    """A name between backticks, kept apart from the letter after it, as in `Cell`s."""
+    name, letter = match.groups()
+    return f"{name}\\ {letter}" if letter else name
 
 
 def skip_foreign(
@@ -258,12 +271,12 @@ def finish_docstring(
             lines[i] = to_rst(line)
     if what not in {"function", "method", "class"} or is_foreign(documented):
         return
-    fields = {"param " + name: comment for name, comment in docments(documented).items()}
-    if "param return" in fields:
-        fields["returns"] = fields.pop("param return")
-    comments = [f":{field}: {to_rst(text)}" for field, text in fields.items() if text]
-    if comments:
-        lines += ["", *comments, ""]
+    comments = docments(documented)
+    fields = {f"param {parameter}": comments[parameter] for parameter in comments}
+    fields["returns"] = fields.pop("param return", None)
+    field_list = [f":{field}: {to_rst(text)}" for field, text in fields.items() if text]
+    if field_list:
+        lines += ["", *field_list, ""]
 
 
 def set_language(

@@ -32,7 +32,7 @@ class DiscreteCell(nn.Module):
         self.edges = [edge for edge in genotype.edges if edge.cell == cell_type]
         self.ops = nn.ModuleList()
         for edge in self.edges:
-            stride = 2 if shape.is_reduction and edge.source < 2 else 1
+            stride = shape.stride(edge.source)
             self.ops.append(operation(edge.operation, shape.channels, stride))
 
     def forward(
@@ -124,8 +124,31 @@ class DiscreteNetwork(CellNetwork):
             affine=True,
             seed=seed,
         )
+        self.genotype = genotype
+        self.classes = classes
+        self.in_channels = in_channels
+        self.channels = channels
         self.drop_path = drop_path
         self.generator = torch.Generator()  # draws the masks of drop path
+
+    def like(
+        self,
+        genotype: Genotype,  # the architecture
+        seed: int,  # seeds the initial weights
+    ) -> DiscreteNetwork:
+        """An untrained network of another architecture, of these sizes, on the same device."""
+        network = DiscreteNetwork(
+            genotype,
+            self.classes,
+            self.in_channels,
+            channels=self.channels,
+            layers=len(self.cells),
+            drop_path=self.drop_path,
+            auxiliary=self.auxiliary is not None,
+            seed=seed,
+        )
+        network = network.to(self.head.weight)  # device and floating-point type
+        return network.to(memory_format=torch.channels_last)
 
     def drop(self, output: Tensor) -> Tensor:
         """The output of an edge (N, C, H, W) after drop path; unchanged in evaluation."""

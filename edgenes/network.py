@@ -40,6 +40,13 @@ class CellShape(NamedTuple):
         """Channels of the output."""
         return self.nodes * self.channels
 
+    def stride(
+        self,
+        source: int,  # number of the node that an edge leaves; 0 and 1 are the cell's inputs
+    ) -> int:
+        """Stride of the operations on an edge: 2 where it halves the image, otherwise 1."""
+        return 2 if self.is_reduction and source < 2 else 1
+
     def cell_type(self, cell_types: tuple[str, ...]) -> str:
         """Which of a space's cell types it is; with a single type all cells share it."""
         if len(cell_types) == 1:

@@ -20,7 +20,7 @@ def edge_softmax(
     space: SearchSpace,
     beta: Tensor,  # (..., E) logits of the edges
 ) -> Tensor:  # (..., E), summing to 1 over the edges that enter a node
-    """Softmax over the edges that enter each node (edge normalisation, PC-DARTS)."""
+    """Softmax over the edges that enter each node (edge normalisation, Xu et al. 2020)."""
     parts = [beta[..., entering].softmax(-1) for entering in space.node_slices]
     return torch.cat(parts, -1)
 
@@ -87,22 +87,26 @@ def _draw(
 
 def gumbel_weights(
     space: SearchSpace,
-    vector: Tensor,  # (size,) structure vector
+    vector: Tensor,  # (..., size) structure vectors
     temperature: float,  # t of the Gumbel-softmax
     generator: torch.Generator | None = None,  # source of the Gumbel noise; None: no noise
-) -> Tensor:  # (T, E, O)
-    """Mixing weights by the Gumbel-softmax: every operation takes part, its weight is drawn."""
+) -> Tensor:  # (..., T, E, O)
+    """Mixing weights by the Gumbel-softmax: every operation takes part, its weight is drawn.
+
+    The weights that enter a node add up to `space.inputs_per_node`; those of `mixing_weights` add
+    up to 1.
+    """
     operations, edges = _draw(space, vector, temperature, generator)
     return operations * edges.unsqueeze(-1)
 
 # %% ../nbs/method/12_relaxation.ipynb #d2ec012b
 def sampled_weights(
     space: SearchSpace,
-    vector: Tensor,  # (size,) structure vector
+    vector: Tensor,  # (..., size) structure vectors
     temperature: float,  # t of the Gumbel-softmax
     generator: torch.Generator | None = None,  # source of the Gumbel noise; None: no noise
-) -> tuple[Tensor, Tensor]:  # (T, E, O) mixing weights, and bool: the drawn operations
-    """Straight-through mixing weights of one drawn architecture (GDAS)."""
+) -> tuple[Tensor, Tensor]:  # (..., T, E, O) mixing weights, and bool: the drawn operations
+    """Straight-through mixing weights of one drawn architecture per vector (GDAS)."""
     operations, edges = _draw(space, vector, temperature, generator)
     edge_is_drawn = torch.zeros_like(edges, dtype=torch.bool)
     for entering in space.node_slices:
@@ -128,7 +132,7 @@ def smoothed_shared_edges(
     space = optimum.space
     operations, edges = _draw(space, vector, temperature, generator)
     other_operations = max(len(space.operations) - 1, 1)
-    target = operations.new_zeros(operations.shape[-3:])  # s*, and 0 where alpha* has no edge
+    target = operations.new_zeros(operations.shape[-3:])  # y, and 0 where alpha* has no edge
     for edge in optimum.edges:
         cell, row, operation = space.position(edge)
         target[cell, row] = (1 - smoothing) / other_operations

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from .core import Diverged, check_int, derive_seed, stream
+from .core import Diverged, EdgenesError, check_int, derive_seed, require, shown, stream
 from .data import Augment, Data, Split, batches
 from .device import accelerated
 from .discrete import DiscreteNetwork
 from .genotype import Genotype
 from .network import check_batch
-from .training import Checkpoint, WeightOptimiser, later, train_epochs
+from .training import Checkpoint, Part, WeightOptimiser, count_steps, later, train_epochs
 
 # %% auto #0
 __all__ = ['DiscreteSettings', 'RetrainSettings', 'new_network', 'retrain', 'Normaliser', 'predict']
@@ -41,22 +42,34 @@ class DiscreteSettings:
 class RetrainSettings:
     """Everything that a retraining depends on but its data, genotype and seed."""
 
-    epochs: int = 50
+    epochs: int = 50  # passes over the training split
     batch_size: int = 96  # images per batch
-    network: DiscreteSettings = DiscreteSettings()
-    optimiser: WeightOptimiser = field(default_factory=WeightOptimiser)
-    augment: Augment = field(default_factory=lambda: Augment(pad=4, flip=True))
+    network: DiscreteSettings = DiscreteSettings()  # its size
+    optimiser: WeightOptimiser = field(default_factory=WeightOptimiser)  # SGD and its schedule
+    augment: Augment = field(default_factory=lambda: Augment(pad=4, flip=True))  # as in DARTS
     accelerate: bool = later(False)  # compile, and on a GPU also bf16 and CUDA graphs
+    average_from: float = later(1.0)  # share of the epochs where weight averaging starts; 1: none
 
     def __post_init__(self) -> None:
         check_int(self.epochs, "epochs")
         check_int(self.batch_size, "batch_size")
+        require(
+            isinstance(self.average_from, (int, float)) and 0 <= self.average_from <= 1,
+            f"average_from is {shown(self.average_from)}: give a share of the epochs, 0 to 1",
+        )
+
+    @property
+    def first_averaged(self) -> int:
+        """After how many epochs the weights are first averaged; epochs + 1 means never."""
+        if self.average_from == 1:
+            return self.epochs + 1
+        return max(1, math.ceil(self.average_from * self.epochs - 1e-9))
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9016
 def new_network(
-    data: Data,
-    genotype: Genotype,
-    settings: DiscreteSettings,
+    data: Data,  # its classes, channels and device
+    genotype: Genotype,  # the architecture
+    settings: DiscreteSettings,  # the size
     seed: int = 0,  # seeds the initial weights
 ) -> DiscreteNetwork:
     """The untrained network of a genotype, on the device of `data` and channels_last in memory."""
@@ -74,11 +87,12 @@ def new_network(
 
 
 def retrain(
-    data: Data,
-    genotype: Genotype,
-    settings: RetrainSettings,
+    data: Data,  # its training split is used, on its device
+    genotype: Genotype,  # the architecture
+    settings: RetrainSettings,  # budget, size and optimiser
     seed: int,  # names every stream of chance of this training
     *,
+    start: DiscreteNetwork | None = None,  # goes on from its weights; it stays as it is
     checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch
     should_stop: Callable[[], bool] | None = None,  # asked after every epoch but the last
     on_epoch: Callable[[int, int], None] | None = None,  # called with (epochs done, epochs)
@@ -86,17 +100,24 @@ def retrain(
     DiscreteNetwork,  # in evaluation mode
     list[dict[str, Any]],  # one log entry per epoch
 ]:
-    """Trains the network of a genotype from scratch, on the device of `data`.
+    """Trains the network of a genotype, from scratch or from `start`, on the device of `data`.
 
-    `Diverged` when the loss or a weight is not finite; `EdgenesError` when a checkpoint does not
-    fit, or a batch is too small for BN.
+    `Diverged` when the loss or a weight is not finite; `EdgenesError` when a checkpoint or `start`
+    does not fit, or a batch is too small for BN.
 
     >>> network, log = retrain(data, genotype, RetrainSettings(epochs=10), seed=0)
     >>> predict(network, data.test, data)  # (images, classes) probabilities
     """
     device = data.train.images.device
     network = new_network(data, genotype, settings.network, derive_seed(seed, "network"))
+    if start is not None:
+        _copy_weights(network, start)
     optimiser = settings.optimiser.new(network.parameters())
+    parts: dict[str, Part] = {"net": network, "optimiser": optimiser}
+    average = None
+    if settings.average_from < 1:
+        average = AveragedModel(network)
+        parts["average"] = average
     forward = accelerated(network.features, device, settings.accelerate)
     # The BN of the auxiliary head sees a single pixel of every image.
     smallest = (1, 1) if settings.network.auxiliary else data.shape
@@ -104,27 +125,24 @@ def retrain(
 
     def train_one(epoch: int) -> dict[str, Any]:
         loss = _run_epoch(network, forward, optimiser, data, settings, seed, epoch)
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the retraining of {genotype.key} diverged in epoch {epoch} "
-                "(loss is not finite): lower lr"
-            )
+        _check_finite(math.isfinite(loss), "loss", f"epoch {epoch}", genotype)
+        if average is not None and epoch + 1 >= settings.first_averaged:
+            _add_to_average(average, network, is_first=epoch + 1 == settings.first_averaged)
         return {"epoch": epoch, "train_loss_nats": loss}
 
     log = train_epochs(
         train_one,
         settings.epochs,
-        {"net": network, "optimiser": optimiser},
+        parts,
         device,
         checkpoint=checkpoint,
         should_stop=should_stop,
         on_epoch=on_epoch,
     )
-    if not all(weight.isfinite().all() for weight in network.state_dict().values()):
-        raise Diverged(
-            f"the retraining of {genotype.key} diverged in its last step "
-            "(weights are not finite): lower lr"
-        )
+    if average is not None and len(log) >= settings.first_averaged:
+        _use_average(average, network, data, settings, seed)
+    finite = all(weight.isfinite().all() for weight in network.state_dict().values())
+    _check_finite(finite, "weights", "its last step", genotype)
     return network.eval(), log
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9017
@@ -141,17 +159,15 @@ def _run_epoch(
     network.train()
     network.generator = stream(seed, "drop path", epoch)
     network.drop_path = settings.network.drop_path * epoch / settings.epochs
-    settings.optimiser.set_epoch(optimiser, epoch, settings.epochs)
     generator = stream(seed, "retraining", epoch)
+    steps = count_steps(len(data.train), settings.batch_size)
     total = torch.zeros((), device=data.train.images.device)
-    steps = 0
-    for images, labels in batches(
-        data.train, data, settings.batch_size, generator, settings.augment
-    ):
+    epoch_batches = batches(data.train, data, settings.batch_size, generator, settings.augment)
+    for step, (images, labels) in enumerate(epoch_batches):
+        settings.optimiser.set_step(optimiser, epoch, step, steps, settings.epochs)
         logits, auxiliary_logits = forward(images)
         loss = F.cross_entropy(logits, labels)
         total = total + loss.detach()
-        steps += 1
         if auxiliary_logits is not None:
             auxiliary_loss = F.cross_entropy(auxiliary_logits, labels)
             loss = loss + settings.network.auxiliary_weight * auxiliary_loss
@@ -161,17 +177,70 @@ def _run_epoch(
         optimiser.step()
     return (total / steps).item()
 
+# %% ../nbs/method/18_retraining.ipynb #retrainstart
+def _check_finite(finite: bool, what: str, when: str, genotype: Genotype) -> None:
+    """`Diverged` unless finite."""
+    if not finite:
+        verb = "is" if what == "loss" else "are"
+        raise Diverged(
+            f"the retraining of {genotype.key} diverged in {when} ({what} {verb} not finite): "
+            "lower lr"
+        )
+
+
+def _copy_weights(network: DiscreteNetwork, start: DiscreteNetwork) -> None:
+    """Gives a network the weights and moments of another one of the same architecture and sizes."""
+    require(
+        start.genotype == network.genotype,
+        "the network to start from has another architecture: hatch one of this genotype",
+    )
+    try:
+        network.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise EdgenesError(
+            "the network to start from has other sizes than the settings and the data: "
+            "give settings.network those of the start"
+        ) from error
+
+# %% ../nbs/method/18_retraining.ipynb #retrainaverage
+def _add_to_average(
+    average: AveragedModel,
+    network: DiscreteNetwork,
+    is_first: bool,  # what a shorter training has averaged before is forgotten
+) -> None:
+    """Adds the weights of now to the mean."""
+    if is_first:
+        average.n_averaged.zero_()
+    average.update_parameters(network)
+
+
+def _use_average(
+    average: AveragedModel,
+    network: DiscreteNetwork,
+    data: Data,
+    settings: RetrainSettings,
+    seed: int,
+) -> None:
+    """Gives the network the averaged weights, and the moments of BN that belong to them."""
+    network.load_state_dict(average.module.state_dict())
+    network.drop_path = 0.0
+    generator = stream(seed, "moments")
+    update_bn(batches(data.train, data, settings.batch_size, generator, settings.augment), network)
+
 # %% ../nbs/method/18_retraining.ipynb #6bf9019
 class Normaliser(Protocol):
     """What brings uint8 images (N, C, H, W) to the numbers that a network reads, as `Data` does."""
 
-    def normalise(self, images: Tensor) -> Tensor: ...
+    def normalise(
+        self,
+        images: Tensor,  # (N, C, H, W), uint8
+    ) -> Tensor: ...
 
 
 def predict(
-    network: nn.Module,
+    network: nn.Module,  # images to logits
     split: Split,  # N images
-    data: Normaliser,
+    data: Normaliser,  # normalises them
     batch_size: int = 500,  # images per batch; changes the numbers by rounding alone
 ) -> Tensor:  # (N, classes) probabilities, float32, on the CPU
     """Softmax outputs of a network in evaluation mode, in the order of the split."""

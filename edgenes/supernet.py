@@ -280,7 +280,7 @@ class WeightedSum:
 
 # %% ../nbs/method/11_supernet.ipynb #8cae007b
 def separable(
-    bundles: list[SeparableBundle],  # they differ in the size of their kernels alone
+    bundles: list[SeparableBundle],  # they differ only in the size of their kernels
     x: Tensor,  # (N, C or edges * C, H, W): ReLU of the source, or that once per edge
     edges: tuple[int, ...],  # the edges that are used
 ) -> Tensor:  # (N, bundles * edges * C, H / stride, W / stride)
@@ -439,7 +439,7 @@ class Cell(nn.Module):
         self.sources = nn.ModuleList()
         for source in range(space.nodes + 1):
             targets = [node for node, start in space.edges if start == source]
-            stride = 2 if shape.is_reduction and source < 2 else 1
+            stride = shape.stride(source)
             self.targets.append(targets)
             self.rows.append([space.edges.index((node, source)) for node in targets])
             self.sources.append(SourceOperations(space.operations, channels, len(targets), stride))
@@ -492,7 +492,7 @@ class Cell(nn.Module):
 
 # %% ../nbs/method/11_supernet.ipynb #8cae014b
 class Supernet(CellNetwork):
-    """The relaxed network: its output depends on weights, batch and mixing weights alone.
+    """The relaxed network: its output depends only on weights, batch and mixing weights.
 
     `EdgenesError` for sizes below the least.
 
@@ -532,7 +532,7 @@ class Supernet(CellNetwork):
         self,
         x: Tensor,  # (N, in_channels, H, W) normalised images
         mix: Tensor,  # (T, E, O) mixing weights, one matrix per cell type
-        used: Tensor | None = None,  # (T, E, O) bool: evaluate these operations alone; None: all
+        used: Tensor | None = None,  # (T, E, O) bool: evaluate only these operations; None: all
     ) -> Tensor:  # (N, classes)
         """The logits of a batch; a cell uses the weights of its type.
 

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .core import EdgenesError, require
+from .core import EdgenesError, require, shown
 from .device import compute_seconds
 
 # %% auto #0
-__all__ = ['Part', 'later', 'describe_settings', 'anneal', 'anneal_cosine', 'WeightOptimiser', 'Checkpoint', 'restore',
-           'train_epochs']
+__all__ = ['SCHEDULES', 'Part', 'later', 'describe_settings', 'anneal', 'anneal_cosine', 'count_steps', 'WeightOptimiser',
+           'Checkpoint', 'restore', 'train_epochs']
 
 # %% ../nbs/method/14_training.ipynb #trainlater
 def later(
@@ -65,15 +65,50 @@ def anneal_cosine(
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 # %% ../nbs/method/14_training.ipynb #trainsgdcode
+SCHEDULES = ("cosine-epochs", "cosine", "linear")
+
+
+def count_steps(
+    images: int,  # of the split that is gone through
+    batch_size: int,  # images per batch; a smaller split is one batch
+) -> int:
+    """Steps of one epoch: the full batches."""
+    return max(1, images // batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightOptimiser:
-    """SGD of the weights; the defaults are the paper's."""
+    """SGD of the weights; the defaults are the paper's.
 
-    lr: float = 0.025  # step size of the first epoch
-    lr_end: float = 1e-3  # step size that the cosine approaches
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
+    `EdgenesError` for an unknown schedule, a warm-up that is no share below 1, and Nesterov's
+    momentum without momentum.
+
+    >>> WeightOptimiser(lr=0.1, schedule="linear", warmup=0.0).step_size(1, 0, steps=5, epochs=2)
+    0.05
+    """
+
+    lr: float = 0.025  # largest step size; with "cosine-epochs" that of the first epoch
+    lr_end: float = 1e-3  # step size that "cosine-epochs" approaches; the others end at zero
+    momentum: float = 0.9  # share of the previous step that is kept
+    weight_decay: float = 3e-4  # weight of the squared norm of the weights
     clip: float = 5.0  # norm to which the gradient of all weights is clipped
+    schedule: str = later("cosine-epochs")  # one of `SCHEDULES`
+    warmup: float = later(0.1)  # share of all steps in which "cosine" and "linear" rise
+    nesterov: bool = later(False)  # Nesterov's momentum
+
+    def __post_init__(self) -> None:
+        require(
+            self.schedule in SCHEDULES,
+            f"unknown schedule {shown(self.schedule)}: use one of {', '.join(SCHEDULES)}",
+        )
+        require(
+            isinstance(self.warmup, (int, float)) and 0 <= self.warmup < 1,
+            f"warmup is {shown(self.warmup)}: give a share of all steps, at least 0 and below 1",
+        )
+        require(
+            not self.nesterov or self.momentum > 0,
+            f"nesterov needs momentum, which is {self.momentum}: raise it or leave nesterov out",
+        )
 
     def new(
         self,
@@ -86,17 +121,39 @@ class WeightOptimiser:
             self.lr,
             self.momentum,
             weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
             foreach=foreach,
         )
 
-    def set_epoch(
+    def step_size(
         self,
-        optimiser: torch.optim.Optimizer,
         epoch: int,  # 0 .. epochs - 1
-        epochs: int,
+        step: int,  # 0 .. steps - 1, within the epoch
+        steps: int,  # steps per epoch
+        epochs: int,  # number of epochs
+    ) -> float:
+        """The step size by the schedule."""
+        if self.schedule == "cosine-epochs":
+            return anneal_cosine(self.lr, self.lr_end, epoch, epochs)
+        total = epochs * steps
+        rise = round(self.warmup * total)
+        done = epoch * steps + step
+        if done < rise:
+            return self.lr * (done + 1) / (rise + 1)
+        if self.schedule == "cosine":
+            return anneal_cosine(self.lr, 0.0, done - rise, total - rise)
+        return self.lr * (1 - (done - rise) / (total - rise))
+
+    def set_step(
+        self,
+        optimiser: torch.optim.Optimizer,  # made by `new`
+        epoch: int,  # 0 .. epochs - 1
+        step: int,  # 0 .. steps - 1, within the epoch
+        steps: int,  # steps per epoch
+        epochs: int,  # number of epochs
     ) -> float:  # the step size
-        """Gives the optimiser the step size of an epoch."""
-        lr = anneal_cosine(self.lr, self.lr_end, epoch, epochs)
+        """Gives the optimiser the step size of a step."""
+        lr = self.step_size(epoch, step, steps, epochs)
         for group in optimiser.param_groups:
             group["lr"] = lr
         return lr
@@ -106,7 +163,7 @@ Part = nn.Module | torch.optim.Optimizer  # what has a state to save
 
 
 class Checkpoint(Protocol):
-    """Where a training keeps its state. The notebook on records has one on the disk."""
+    """Where a training keeps its state, for example on the disk (`edgenes.study.records`)."""
 
     def load(self) -> dict[str, Any] | None: ...
     def save(self, state: dict[str, Any]) -> None: ...
@@ -129,7 +186,7 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
 
 
 def restore(
-    checkpoint: Checkpoint | None,
+    checkpoint: Checkpoint | None,  # None: nothing is restored
     parts: Mapping[str, Part],  # the modules and optimisers of a training, by name
     epochs: int,  # of the training
 ) -> list[dict[str, Any]]:  # the log, one entry per epoch; empty where nothing is saved

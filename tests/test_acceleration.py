@@ -1,4 +1,7 @@
-"""What runs on a CPU of the switch for speed gives the same numbers; the CUDA graphs of a GPU are not run here."""
+"""The switch for speed gives the same numbers, as far as a CPU can run it.
+
+The CUDA graphs of a GPU are not run here.
+"""
 
 import copy
 import shutil
@@ -20,50 +23,75 @@ from edgenes.supernet import Supernet
 from edgenes.training import describe_settings
 
 CPU = torch.device("cpu")
+ACCELERATED_PARTS = ("darts", "hypernetwork", "retrain")  # of a budget
 
 
-def outputs_and_gradients(forward, net, *arguments):
-    """Of the sum of the squared outputs: all gradients in one vector, so that those that are zero but for rounding do not count for themselves."""
-    found = forward(*arguments)
-    found = found[0] if isinstance(found, tuple) else found
-    gradients = torch.autograd.grad(found.square().mean(), list(net.parameters()))
-    return found.detach(), torch.cat([g.flatten() for g in gradients])
+def random_images():
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
-def assert_equal(ours, plain, limit):
-    for a, b in zip(ours, plain):
-        assert a.dtype == b.dtype and ((a - b).norm() / b.norm()).item() < limit
+def discrete_network():
+    genotype = random_genotype(SearchSpace(), 2)
+    network = DiscreteNetwork(genotype, 10, channels=4, layers=1)
+    return network.to(memory_format=torch.channels_last)
 
 
-def problems():
-    """(name, network, arguments of its forward pass)"""
-    x, space = (
-        torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
-        SearchSpace(nodes=2),
-    )
-    x = x.contiguous(memory_format=torch.channels_last)
-    net = DiscreteNetwork(random_genotype(SearchSpace(), 2), 10, 3, 4, 1).to(
-        memory_format=torch.channels_last
-    )
-    yield "discrete", net, (x,)
-    mix = mixing_weights(space, torch.randn(space.size, generator=torch.Generator().manual_seed(1)))
-    yield "supernet", Supernet(space, 10, 3, 4, 1), (x, mix)
+def discrete_problem():
+    """A discrete network, and the arguments of its forward pass."""
+    return discrete_network(), (random_images(),)
 
 
-@pytest.mark.parametrize("name, net, arguments", list(problems()))
-def test_a_traced_network_is_the_plain_one(name, net, arguments):
+def supernet_problem():
+    """A supernet, and the arguments of its forward pass."""
+    space = SearchSpace(nodes=2)
+    vector = torch.randn(space.size, generator=torch.Generator().manual_seed(1))
+    supernet = Supernet(space, 10, channels=4, layers=1)
+    return supernet, (random_images(), mixing_weights(space, vector))
+
+
+@pytest.fixture(params=[discrete_problem, supernet_problem], ids=["discrete", "supernet"])
+def problem(request):
+    return request.param()
+
+
+def output_and_gradients(forward, network, arguments):
+    """The output, and all gradients of the mean of its squares, joined into one vector.
+
+    Joined, since gradients that are zero but for rounding would not be equal for themselves.
+    """
+    output = forward(*arguments)
+    loss = output.square().mean()
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    return output.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def assert_close(ours, plain, limit):
+    """The relative differences of outputs and of gradients, as norms, are below the limit."""
+    for actual, expected in zip(ours, plain, strict=True):
+        assert actual.dtype == expected.dtype
+        assert ((actual - expected).norm() / expected.norm()).item() < limit
+
+
+def test_a_traced_network_is_the_plain_one(problem):
+    network, arguments = problem
+    traced = accelerated(network, CPU, backend="aot_eager")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="acceleration is off")
-        fast = outputs_and_gradients(accelerated(net, CPU, backend="aot_eager"), net, *arguments)
-    assert_equal(fast, outputs_and_gradients(net, net, *arguments), 1e-5)
+        fast = output_and_gradients(traced, network, arguments)
+    assert_close(fast, output_and_gradients(network, network, arguments), 1e-5)
 
 
-@pytest.mark.parametrize("name, net, arguments", list(problems()))
-def test_bf16_is_near_float32(name, net, arguments):
-    """Its numbers have 8 bits, so that BN and ReLU spread a relative error of 2^-8 a step."""
+def test_bf16_is_near_float32(problem):
+    """Its numbers have 8 bits, so that BN and ReLU spread a relative error of 2^-8 per step."""
+    network, arguments = problem
+
+    def forward(*inputs):
+        return network(*inputs).float()
+
     with torch.autocast("cpu", torch.bfloat16):
-        fast = outputs_and_gradients(lambda *a: net(*a).float(), net, *arguments)
-    assert_equal(fast, outputs_and_gradients(net, net, *arguments), 0.1)
+        fast = output_and_gradients(forward, network, arguments)
+    assert_close(fast, output_and_gradients(network, network, arguments), 0.1)
 
 
 @pytest.mark.skipif(
@@ -71,41 +99,44 @@ def test_bf16_is_near_float32(name, net, arguments):
 )
 def test_compiled_retraining_is_the_plain_one():
     data = load_data("digits", train_images=64, val_images=50, test_images=50)
-    genotype, settings = random_genotype(SearchSpace(), 2), RetrainSettings(
-        epochs=1, batch_size=32, network=DiscreteSettings(channels=2, layers=1)
-    )
+    genotype = random_genotype(SearchSpace(), 2)
+    network_settings = DiscreteSettings(channels=2, layers=1)
+    settings = RetrainSettings(epochs=1, batch_size=32, network=network_settings)
     plain, _ = retrain(data, genotype, settings, 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="acceleration is off")
         fast, log = retrain(data, genotype, replace(settings, accelerate=True), 0)
     assert torch.isfinite(torch.tensor(log[0]["train_loss_nats"]))
-    torch.testing.assert_close(
-        predict(fast, data.val, data), predict(plain, data.val, data), atol=1e-3, rtol=0
-    )
+    fast_probabilities = predict(fast, data.val, data)
+    plain_probabilities = predict(plain, data.val, data)
+    torch.testing.assert_close(fast_probabilities, plain_probabilities, atol=1e-3, rtol=0)
 
 
-def test_the_switch_is_part_of_a_run_and_off_unless_asked_for():
-    for name, profile in PROFILES.items():
-        on = get_profile(name, accelerate="1")
-        for part in ("darts", "hyper", "retrain"):
-            assert "accelerate" not in describe_settings(getattr(profile, part))
-            assert describe_settings(getattr(on, part))["accelerate"]
-        assert (
-            replace(on, darts=profile.darts, hyper=profile.hyper, retrain=profile.retrain)
-            == profile
-            == get_profile(name)
-        )
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_switch_is_part_of_a_run_and_off_unless_asked_for(name):
+    profile = PROFILES[name]
+    accelerated_profile = get_profile(name, {"accelerate": "1"})
+    switched_off = {}
+    for part in ACCELERATED_PARTS:
+        settings = getattr(accelerated_profile.budget, part)
+        assert describe_settings(settings)["accelerate"] is True
+        assert "accelerate" not in describe_settings(getattr(profile.budget, part))
+        switched_off[part] = replace(settings, accelerate=False)
+    budget = replace(accelerated_profile.budget, **switched_off)
+    assert replace(accelerated_profile, budget=budget) == profile
+    assert get_profile(name) == profile
 
 
 def test_a_fault_of_the_network_is_not_hidden():
-    _, net, (x,) = next(problems())
+    forward = accelerated(discrete_network(), CPU, backend="eager")
     with pytest.raises(RuntimeError, match="channels"):
-        accelerated(net, CPU, backend="eager")(x[:, :2])
+        forward(random_images()[:, :2])
 
 
 def test_a_copied_network_is_left_alone():
     """Compiling adds nothing to a network that is saved or copied later."""
-    _, net, arguments = next(problems())
-    names = list(net.state_dict())
-    accelerated(net, CPU, backend="aot_eager")(*arguments)
-    assert list(net.state_dict()) == names and list(copy.deepcopy(net).state_dict()) == names
+    network = discrete_network()
+    names = list(network.state_dict())
+    accelerated(network, CPU, backend="aot_eager")(random_images())
+    assert list(network.state_dict()) == names
+    assert list(copy.deepcopy(network).state_dict()) == names

@@ -1,8 +1,11 @@
-"""The grid as jobs: a real Slurm on loopback runs it, a job is killed and retried, and the records are those of a local run.
+"""The grid as the jobs of a cluster.
 
+A real Slurm on loopback runs it. A job is killed and retried, and the records are those of a local
+run.
 EDGENES_CLUSTER_PROFILE, _EXPERIMENTS and _SEEDS choose another grid, such as demo.
 """
 
+import getpass
 import os
 import shutil
 import socket
@@ -22,77 +25,116 @@ from edgenes.study.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = os.environ.get("EDGENES_CLUSTER_PROFILE", "smoke")
-NAMES = os.environ.get(
-    "EDGENES_CLUSTER_EXPERIMENTS",
-    "control,distance" if PROFILE == "smoke" else ",".join(EXPERIMENTS),
-)
+ALL_EXPERIMENTS = "control,distance" if PROFILE == "smoke" else ",".join(EXPERIMENTS)
+NAMES = os.environ.get("EDGENES_CLUSTER_EXPERIMENTS", ALL_EXPERIMENTS)
 SEEDS = int(os.environ.get("EDGENES_CLUSTER_SEEDS", 2))
 SECONDS = 1200 if PROFILE == "smoke" else 24 * 3600
-LACKS = [
-    name
-    for name in ("munged", "slurmctld", "slurmd", "squeue", "srun")
-    if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
-]
+PATH = f"{os.environ['PATH']}:/usr/sbin"  # where the daemons are
+COMMANDS = ("munged", "slurmctld", "slurmd", "squeue", "srun")
+ABSENT = [name for name in COMMANDS if not shutil.which(name, path=PATH)]
 
 needs_snakemake = pytest.mark.skipif(
     not find_spec("snakemake"), reason="Snakemake is not installed: make venv EXTRAS=dev,scale"
 )
 needs_slurm = pytest.mark.skipif(
-    bool(LACKS) or not find_spec("snakemake_executor_plugin_slurm"),
-    reason=f"Slurm is not installed (lacks {', '.join(LACKS) or 'its plugin for Snakemake'}): apt-get install slurmctld slurmd slurm-client munge",
+    bool(ABSENT) or not find_spec("snakemake_executor_plugin_slurm"),
+    reason=f"Slurm is not installed (lacks {', '.join(ABSENT) or 'its plugin for Snakemake'}): "
+    "apt-get install slurmctld slurmd slurm-client munge",
 )
 
 
-def snakemake(folder, profile, *options, config=(), **given):
+# ---------------------------------------------------------------- Snakemake
+
+
+def snakemake(folder, profile, *options, config=(), **environment):
     """Snakemake with a profile of the project, started in a folder of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        ROOT / "Snakefile",
-        "--directory",
-        folder,
-        "--profile",
-        ROOT / "cluster" / profile,
-        *options,
-        "--config",
-        *config,
-    ]
-    env = (
-        os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-            "OMP_NUM_THREADS": "1",
-        }
-        | given.pop("env", {})
-    )
+    command = [sys.executable, "-m", "snakemake"]
+    command += ["--snakefile", ROOT / "Snakefile", "--directory", folder]
+    command += ["--profile", ROOT / "cluster" / profile, *options, "--config", *config]
+    packages = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [str(c) for c in command],
+        [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=env,
-        **given,
+        env=os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1"} | environment,
     )
 
 
 def jobs_of(text):
     """(experiment, seed) of the jobs that Snakemake names."""
-    return sorted(
-        {
-            tuple(line.split("wildcards: experiment=")[1].strip().split(", seed="))
-            for line in text.splitlines()
-            if "wildcards: experiment=" in line
-        }
-    )
+    label = "wildcards: experiment="
+    named = [line.split(label)[1] for line in text.splitlines() if label in line]
+    return sorted({tuple(name.strip().split(", seed=")) for name in named})
+
+
+def dry_run(folder):
+    """What Snakemake would run for seed 0 of the profile cpu, without data."""
+    config = ("profile=cpu", "seeds=0,")
+    process = snakemake(folder, "local", "--dry-run", config=config, EDGENES_DATA="")
+    return process.communicate(timeout=600)[0]
+
+
+@needs_snakemake
+def test_a_checkout_with_records_has_nothing_to_run_and_a_lost_record_is_named(tmp_path):
+    """The committed records alone: no cache, no data, no memory of Snakemake's, any file times."""
+    folder = tmp_path / "results" / "cpu"
+    committed = ROOT / "results" / "cpu"
+    shutil.copytree(committed / "runs", folder / "runs", copy_function=shutil.copyfile)
+    shutil.copy(committed / "profile.json", folder)
+    (folder / "report.html").touch()
+    later = time.time() + 10
+    for path in folder.rglob("*.json"):
+        os.utime(path, (later, later))
+    text = dry_run(tmp_path)
+    assert "Nothing to be done" in text, text
+    shifts = folder.glob("runs/shift-*.json")
+    lost = next(path for path in shifts if '"seed": 0' in path.read_text())
+    lost.unlink()
+    text = dry_run(tmp_path)
+    assert jobs_of(text) == [("shift", "0")], text
+    assert not (folder / "work").exists()
+
+
+def shell_commands(config, folder):
+    """(what Snakemake prints for a job with this configuration, its exit code)."""
+    given = ("profile=smoke", "seeds=0,", "experiments=control", config)
+    process = snakemake(folder, "local", "--dry-run", "--printshellcmds", config=given)
+    text = process.communicate(timeout=120)[0]
+    assert "Traceback" not in text, text
+    return text, process.returncode
+
+
+@needs_snakemake
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("results=5", "--results 5 "),
+        ("data={b}/{config}$HOME", "'--data={b}/{config}$HOME'"),
+    ],
+)
+def test_what_a_configuration_holds_is_taken_as_it_is(config, words, tmp_path):
+    """A number that is a folder, and braces, which Snakemake fills in elsewhere."""
+    text, code = shell_commands(config, tmp_path)
+    assert code == 0
+    assert words in text, text
+
+
+@needs_snakemake
+def test_a_results_folder_with_braces_is_refused(tmp_path):
+    text, code = shell_commands("results={x}", tmp_path)
+    assert code != 0
+    assert "give a folder without braces" in text, text
+
+
+# ---------------------------------------------------------------- Slurm
 
 
 def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
     return ports
 
 
@@ -129,64 +171,71 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=1440 State=UP
 """
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """The environment that speaks to a Slurm of two nodes on this machine, which lives as long as the tests."""
-    import getpass
+def output_of(env, *command):
+    """What a command prints; empty where it fails."""
+    return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
-    base, path = tmp_path_factory.mktemp("slurm"), os.environ["PATH"] + ":/usr/sbin"
+
+def wait_until(holds, seconds, message, logs=None):
+    """Waits until a condition holds; fails with the logs of a folder."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            ends = [path.read_text()[-1500:] for path in (logs.glob("*.out") if logs else ())]
+            pytest.fail("\n".join([message, *ends]))
+        time.sleep(0.1)
+
+
+def write_configuration(base):
+    """The files that a Slurm of two nodes reads, in a folder of its own."""
     for name in ("run", "state", "spool/n1", "spool/n2", "bin"):
         (base / name).mkdir(parents=True)
     base.chmod(0o755)
-    conf = base / "slurm.conf"
-    conf.write_text(
-        CONF.format(
-            host=socket.gethostname(), user=getpass.getuser(), base=base, ports=free_ports(3)
-        )
-    )
+    host = socket.gethostname()
+    conf = CONF.format(host=host, user=getpass.getuser(), base=base, ports=free_ports(3))
+    (base / "slurm.conf").write_text(conf)
     key = base / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     srun = base / "bin" / "srun"  # the job-step plugin drops SLURM_CONF before it calls srun
-    srun.write_text(f'#!/bin/sh\nSLURM_CONF="{conf}" exec {shutil.which("srun", path=path)} "$@"\n')
+    real = shutil.which("srun", path=PATH)
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF="{base / "slurm.conf"}" exec {real} "$@"\n')
     srun.chmod(0o755)
-    env = os.environ | {"SLURM_CONF": str(conf), "PATH": f"{base}/bin:{path}"}
-    munge = [
-        "munged",
-        "-F",
-        "--force",
-        *(
-            f"--{k}={base}/{v}"
-            for k, v in (
-                ("key-file", "munge.key"),
-                ("socket", "run/munge.socket"),
-                ("pid-file", "run/munged.pid"),
-                ("log-file", "run/munged.log"),
-                ("seed-file", "run/munged.seed"),
-            )
-        ),
-    ]
+
+
+def daemons_of(base):
+    """The commands of the daemons, in the order in which they start."""
+    munge = ["munged", "-F", "--force"]
+    munge += [f"--key-file={base}/munge.key", f"--socket={base}/run/munge.socket"]
+    munge += [f"--{name}-file={base}/run/munged.{name}" for name in ("pid", "log", "seed")]
+    nodes = [["slurmd", "-D", "-N", node] for node in ("n1", "n2")]
+    return [munge, ["slurmctld", "-D"], *nodes]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The environment that speaks to a Slurm of two nodes on this machine."""
+    base = tmp_path_factory.mktemp("slurm")
+    write_configuration(base)
+    env = os.environ | {"SLURM_CONF": str(base / "slurm.conf"), "PATH": f"{base}/bin:{PATH}"}
     started = []
     try:
-        for command in (
-            munge,
-            ["slurmctld", "-D"],
-            ["slurmd", "-D", "-N", "n1"],
-            ["slurmd", "-D", "-N", "n2"],
-        ):
+        for command in daemons_of(base):
             log = (base / "run" / f"{command[0]}{len(started)}.out").open("w")
             started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-            if command is munge:
-                until(lambda: (base / "run" / "munge.socket").exists(), 60, "munged did not start")
-        until(
-            lambda: said(env, "sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2",
+            if command[0] == "munged":
+                munge_socket = base / "run" / "munge.socket"
+                wait_until(munge_socket.exists, 60, "munged did not start")
+        count_idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
+        wait_until(
+            lambda: output_of(env, *count_idle).strip() == "2",
             120,
             "the nodes did not come up",
             base / "run",
         )
         yield env
     finally:
-        said(env, "scancel", "--full", "-u", getpass.getuser())
+        output_of(env, "scancel", "--full", "-u", getpass.getuser())
         for process in reversed(started):
             process.terminate()
             try:
@@ -195,142 +244,63 @@ def slurm(tmp_path_factory):
                 process.kill()
 
 
-def said(env, *command):
-    return subprocess.run(command, env=env, capture_output=True, text=True).stdout
-
-
-def until(holds, seconds, message, logs=None):
-    """Waits; fails with the logs of a folder."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(
-                "\n".join(
-                    [
-                        message,
-                        *(p.read_text()[-1500:] for p in (logs.glob("*.out") if logs else ())),
-                    ]
-                )
-            )
-        time.sleep(0.1)
-
-
 def jobs(env):
-    """[(job id, what it makes, state)] of all jobs that Slurm remembers."""
-    return [
-        tuple(line.split("|"))
-        for line in said(env, "squeue", "-h", "-t", "all", "-o", "%i|%k|%T").splitlines()
-    ]
+    """(job id, what it makes, state) of all jobs that Slurm remembers."""
+    lines = output_of(env, "squeue", "-h", "-t", "all", "-o", "%i|%k|%T").splitlines()
+    return [tuple(line.split("|")) for line in lines]
+
+
+SLURM_OPTIONS = """
+--slurm-status-command squeue
+--slurm-init-seconds-before-status-checks 5
+--seconds-between-status-checks 1
+--slurm-no-account
+--latency-wait 5
+--set-resources run:gpu=0 run:mem_mb=900 report:mem_mb=900
+--default-resources slurm_partition=main runtime=600
+"""
+
+
+def run_and_kill_one_job(slurm, folder, results):
+    """Runs the grid by Slurm and kills the first job that has begun a run; returns that job."""
+    config = [f"profile={PROFILE}", f"experiments={NAMES}", f"seeds={SEEDS}"]
+    process = snakemake(folder, "slurm", *SLURM_OPTIONS.split(), config=config, **slurm)
+    try:
+        wait_until(
+            lambda: list(results.glob("work/*/lock")) or process.poll() is not None,
+            SECONDS,
+            "no job began a run",
+        )
+        killed = next(job for job in jobs(slurm) if job[2] == "RUNNING")
+        output_of(slurm, "scancel", "--signal=KILL", "--full", killed[0])
+        text = process.communicate(timeout=SECONDS)[0]
+    finally:
+        process.kill()
+    print(text[-3000:], *jobs(slurm), sep="\n")
+    assert process.returncode == 0
+    return killed
 
 
 @needs_snakemake
 @needs_slurm
 def test_slurm_runs_the_grid_and_retries_a_killed_job(slurm, tmp_path):
     results = tmp_path / "results" / PROFILE
-    config = [f"profile={PROFILE}", f"experiments={NAMES}", f"seeds={SEEDS}"]
-    options = [
-        "--slurm-status-command",
-        "squeue",
-        "--slurm-init-seconds-before-status-checks",
-        "5",
-        "--seconds-between-status-checks",
-        "1",
-        "--slurm-no-account",
-        "--latency-wait",
-        "5",
-        "--set-resources",
-        "run:gpu=0",
-        "run:mem_mb=900",
-        "report:mem_mb=900",
-        "--default-resources",
-        "slurm_partition=main",
-        "runtime=600",
-    ]
-    process = snakemake(tmp_path, "slurm", *options, config=config, env=slurm)
-    try:
-        until(
-            lambda: list(results.glob("work/*/lock")) or process.poll() is not None,
-            SECONDS,
-            "no job began a run",
-        )
-        killed = next(job for job in jobs(slurm) if job[2] == "RUNNING")
-        said(slurm, "scancel", "--signal=KILL", "--full", killed[0])
-        text = process.communicate(timeout=SECONDS)[0]
-    finally:
-        process.kill()
-    print(text[-3000:], *jobs(slurm), sep="\n")
-    assert process.returncode == 0
-    ended = {number: state for number, _, state in jobs(slurm)}
-    again = [
-        number for number, what, state in jobs(slurm) if what == killed[1] and state == "COMPLETED"
-    ]
-    assert ended[killed[0]] in ("FAILED", "CANCELLED", "NODE_FAIL"), (
-        "the job ended before it could be killed"
-    )
-    assert len(again) == 1 and again[0] != killed[0], "the killed job was not retried"
+    number, target, _ = run_and_kill_one_job(slurm, tmp_path, results)
+    states = {job: state for job, _, state in jobs(slurm)}
+    ends = ("FAILED", "CANCELLED", "NODE_FAIL")
+    assert states[number] in ends, "the job ended before it could be killed"
+    completed = [job for job, made, state in jobs(slurm) if made == target and state == "COMPLETED"]
+    assert len(completed) == 1, "the killed job was not retried"
+    assert completed[0] != number
 
     workspace = open_workspace(get_profile(PROFILE), tmp_path / "local", device="cpu")
-    run(
-        workspace,
-        [
-            plan
-            for name in NAMES.split(",")
-            for seed in range(SEEDS)
-            for plan in experiment(name).plans(workspace, seed)
-        ],
-        workers=1,
-        progress=False,
-    )
-    assert results_of(results) == results_of(tmp_path / "local")
-    assert (results / "report.html").is_file() and not [
-        p for p in (results / "work").rglob("*") if p.is_file()
+    plans = [
+        plan
+        for name in NAMES.split(",")
+        for seed in range(SEEDS)
+        for plan in experiment(name).plans(workspace, seed)
     ]
-
-
-@needs_snakemake
-def test_a_checkout_with_records_has_nothing_to_run_and_a_lost_record_is_named(tmp_path):
-    """The committed records alone: no cache, no data, no memory of Snakemake's, and file times in any order."""
-    folder = tmp_path / "results" / "cpu"
-    shutil.copytree(
-        ROOT / "results" / "cpu" / "runs", folder / "runs", copy_function=shutil.copyfile
-    )
-    shutil.copy(ROOT / "results" / "cpu" / "profile.json", folder)
-    (folder / "report.html").touch()
-    for path in folder.rglob("*.json"):
-        os.utime(path, (time.time() + 10, time.time() + 10))
-    env = {"EDGENES_DATA": ""}
-    dry = lambda: snakemake(
-        tmp_path, "local", "--dry-run", config=["profile=cpu", "seeds=0,"], env=env
-    ).communicate(timeout=600)[0]
-    text = dry()
-    assert "Nothing to be done" in text, text
-    lost = next(
-        path for path in folder.glob("runs/shift-*.json") if '"seed": 0' in path.read_text()
-    )
-    lost.unlink()
-    text = dry()
-    assert jobs_of(text) == [("shift", "0")], text
-    assert not (folder / "work").exists()
-
-
-@needs_snakemake
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ("results=5", "--results 5 "),
-        ("data={b}/{config}$HOME", "'--data={b}/{config}$HOME'"),
-        ("results={x}", "give a folder without braces"),
-    ],
-)
-def test_what_a_configuration_holds_is_taken_as_it_is(config, said, tmp_path):
-    """A number that is a folder, and braces, which Snakemake fills in elsewhere: the command of a job has them, or one line refuses them."""
-    process = snakemake(
-        tmp_path,
-        "local",
-        "--dry-run",
-        "--printshellcmds",
-        config=["profile=smoke", "seeds=0,", "experiments=control", config],
-    )
-    text = process.communicate(timeout=120)[0]
-    assert said in text and "Traceback" not in text, text
-    assert (process.returncode == 0) == ("without" not in said)
+    run(workspace, plans, workers=1, progress=False)
+    assert results_of(results) == results_of(tmp_path / "local")
+    assert (results / "report.html").is_file()
+    assert not [path for path in (results / "work").rglob("*") if path.is_file()]

@@ -48,8 +48,8 @@ def former_model():
     return EdgeNES(**SINGLE, seed=5).fit(FEW_IMAGES, FEW_LABELS)
 
 
-def same_answers(one, other):
-    return np.array_equal(one.predict_proba(IMAGES), other.predict_proba(IMAGES))
+def same_answers(model, other):
+    return np.array_equal(model.predict_proba(IMAGES), other.predict_proba(IMAGES))
 
 
 def test_import_is_light():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +17,20 @@ import pytest
 import torch
 from test_pipeline import results_of
 
+from edgenes import search
 from edgenes.core import EdgenesError
 from edgenes.experiments import quality
 from edgenes.study import tasks
 from edgenes.study.pipeline import run
 from edgenes.study.profiles import PROFILES
+from edgenes.study.tasks import DartsSearch, run_task
 from edgenes.study.workspace import open_workspace
 
-KILLS = 50
-# Too short for a clock to hit: predictions, what is written of them, selection, screening, records.
-POINTS = (
+KILLS = 50  # at moments by chance
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# Moments that are too short for a clock to hit, in the order of the pipeline: predictions and what
+# is written of them, selection, screening, records.
+MOMENTS = (
     "write_record",
     "predict",
     "save_weights",
@@ -33,16 +38,23 @@ POINTS = (
     "select",
     "fit_temperature",
     "inherited_loss",
-)  # in the order of the pipeline
-smoke = PROFILES["smoke"]
-# Long enough that a kill falls into every stage, short enough for a test.
-PROFILE = replace(
-    smoke,
-    darts=replace(smoke.darts, epochs=8),
-    hyper=replace(smoke.hyper, epochs=6),
-    retrain=replace(smoke.retrain, epochs=4),
-    candidates=3,
 )
+
+
+def longer_smoke():
+    """Long enough that a kill falls into every stage, short enough for a test."""
+    smoke = PROFILES["smoke"]
+    budget = replace(
+        smoke.budget,
+        darts=replace(smoke.budget.darts, epochs=8),
+        hypernetwork=replace(smoke.budget.hypernetwork, epochs=6),
+        retrain=replace(smoke.budget.retrain, epochs=4),
+        candidates=3,
+    )
+    return replace(smoke, budget=budget)
+
+
+PROFILE = longer_smoke()
 
 
 def pipeline(folder):
@@ -50,16 +62,12 @@ def pipeline(folder):
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     workspace = open_workspace(PROFILE, folder, device="cpu")
-    run(
-        workspace,
-        quality.plans(workspace, 0, ("EdgeNES", "EdgeNES-screen")),
-        workers=1,
-        progress=False,
-    )
+    plans = quality.plans(workspace, 0, ("EdgeNES", "EdgeNES-screen"))
+    run(workspace, plans, workers=1, progress=False)
 
 
-def killed_at(folder, name, after):
-    """The pipeline, killed when it first calls this function, or when that comes back."""
+def pipeline_killed_at(folder, name, after):
+    """The pipeline, killed when it first calls a function of `tasks`, or when that comes back."""
     real = getattr(tasks, name)
 
     def deadly(*args, **kwargs):
@@ -72,147 +80,150 @@ def killed_at(folder, name, after):
 
 
 def stage(folder):
-    """The task under way."""
-    names = (
-        sorted((p for p in (folder / "work").glob("*-*")), key=lambda p: p.stat().st_mtime)
-        if (folder / "work").is_dir()
-        else []
-    )
-    return names[-1].name.split("-")[0] if names else "between"
+    """The kind of the task under way."""
+    begun = sorted((folder / "work").glob("*-*"), key=lambda path: path.stat().st_mtime)
+    return begun[-1].name.split("-")[0] if begun else "between"
+
+
+def assert_records_are_whole(folder):
+    for path in folder.glob("runs/*.json"):
+        json.loads(path.read_text())
+
+
+def assert_finished(folder, expected):
+    assert results_of(folder) == expected
+    assert not list((folder / "work").iterdir())
 
 
 def test_fifty_kills_lose_nothing(tmp_path):
     """In an interpreter of its own: what other tests leave in autograd does not survive a fork."""
-    done = subprocess.run(
-        [sys.executable, __file__, tmp_path],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
+    command = [sys.executable, __file__, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def kill_again_and_again(tmp_path):
-    torch.set_num_threads(1)
-    pipeline(tmp_path / "whole")
-    expected, chance, context = (
-        results_of(tmp_path / "whole"),
-        random.Random(0),
-        multiprocessing.get_context("fork"),
-    )
-    start = time.perf_counter()
-    pipeline(tmp_path / "timed")  # what is loaded once is loaded by now
-    whole_seconds, kills, where, rounds = time.perf_counter() - start, 0, {}, 0
-    while kills < KILLS:
-        folder, rounds = tmp_path / f"round{rounds}", rounds + 1
-        while True:
-            process = context.Process(target=pipeline, args=(folder,))
-            process.start()
-            process.join(chance.uniform(0.02, whole_seconds / 4))
-            if process.exitcode is not None:
-                break
-            how = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-            name = stage(folder)
-            os.kill(process.pid, how)
-            process.join()
-            kills, where[name] = kills + 1, where.get(name, 0) + 1
-            for path in folder.glob("runs/*.json"):
-                json.loads(path.read_text())  # whole, at every moment
-        assert process.exitcode == 0
-        assert results_of(folder) == expected
-        assert not list((folder / "work").iterdir())
-    for name in POINTS:
+def kill_by_chance(folder, chance, seconds, kills):
+    """Starts the pipeline in a folder and kills it, again and again, until it comes to its end."""
+    context = multiprocessing.get_context("fork")
+    while True:
+        process = context.Process(target=pipeline, args=(folder,))
+        process.start()
+        process.join(chance.uniform(0.02, seconds / 4))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            return
+        kills[stage(folder)] += 1
+        os.kill(process.pid, chance.choice(SIGNALS))
+        process.join()
+        assert_records_are_whole(folder)
+
+
+def kill_at_every_moment(folder, kills):
+    """Kills the pipeline before and after the first call at each of the short moments."""
+    context = multiprocessing.get_context("fork")
+    for name in MOMENTS:
         for after in (False, True):
-            process = context.Process(target=killed_at, args=(tmp_path / "points", name, after))
+            process = context.Process(target=pipeline_killed_at, args=(folder, name, after))
             process.start()
             process.join()
             assert process.exitcode == -signal.SIGKILL, f"the pipeline ended without {name}"
-            kills, where[name] = kills + 1, where.get(name, 0) + 1
-            for path in (tmp_path / "points").glob("runs/*.json"):
-                json.loads(path.read_text())
-    pipeline(tmp_path / "points")
-    assert results_of(tmp_path / "points") == expected and not list(
-        (tmp_path / "points" / "work").iterdir()
-    )
-    print(f"{kills} kills in {rounds + 1} rounds: {where}")
-    assert {"darts", "hypernetwork", "retraining"} <= set(where), where
+            kills[name] += 1
+            assert_records_are_whole(folder)
 
 
-def killer(folder, often, stop, killed):
+def kill_again_and_again(folder):
+    torch.set_num_threads(1)
+    pipeline(folder / "unbroken")
+    expected = results_of(folder / "unbroken")
+    start = time.perf_counter()
+    pipeline(folder / "timed")  # what is loaded once is loaded by now
+    seconds = time.perf_counter() - start
+    chance = random.Random(0)
+    kills = Counter()
+    rounds = 0
+    while kills.total() < KILLS:
+        rounds += 1
+        kill_by_chance(folder / f"round{rounds}", chance, seconds, kills)
+        assert_finished(folder / f"round{rounds}", expected)
+    kill_at_every_moment(folder / "moments", kills)
+    pipeline(folder / "moments")
+    assert_finished(folder / "moments", expected)
+    print(f"{kills.total()} kills in {rounds + 1} rounds: {dict(kills)}")
+    assert {"darts", "hypernetwork", "retraining"} <= set(kills), kills
+
+
+def kill_workers(folder, times, stop, killed):
     """Kills a worker that has begun a run, as a system short of memory does."""
-    while len(killed) < often and not stop.is_set():
+    while len(killed) < times and not stop.is_set():
         time.sleep(0.02)
         workers = [p for p in multiprocessing.active_children() if p.pid not in killed]
         if len(workers) < 2 or not list(folder.glob("work/*/lock")):
             continue
         workers[0].kill()
-        killed += [p.pid for p in workers]  # the rest of the pool ends with it
+        killed += [process.pid for process in workers]  # the rest of the pool ends with it
 
 
-@pytest.mark.parametrize("often", [1, 2])
-def test_a_killed_worker(often, tmp_path):
-    """Once: the others and it go on in a second pool. Twice: one line that names the runs under way."""
-    pipeline(tmp_path / "whole")
-    workspace, stop, killed = (
-        open_workspace(PROFILE, tmp_path / "r", device="cpu"),
-        threading.Event(),
-        [],
-    )
-    thread = threading.Thread(target=killer, args=(tmp_path / "r", 2 * often, stop, killed))
+def run_with_killer(folder, times):
+    """Runs the pipeline with two workers while a thread kills its pools."""
+    workspace = open_workspace(PROFILE, folder, device="cpu")
+    plans = quality.plans(workspace, 0, ("EdgeNES", "EdgeNES-screen", "DARTS"))
+    stop = threading.Event()
+    killed = []
+    thread = threading.Thread(target=kill_workers, args=(folder, 2 * times, stop, killed))
     thread.start()
     try:
-        work = lambda: run(
-            workspace,
-            quality.plans(workspace, 0, ("EdgeNES", "EdgeNES-screen"))
-            + quality.plans(workspace, 0, ("DARTS",)),
-            workers=2,
-            progress=False,
-        )
-        if often == 1:
-            work()
-        else:
-            with pytest.raises(
-                EdgenesError, match=r"a worker was killed a second time, during [a-z]+ seed \d+"
-            ):
-                work()
+        run(workspace, plans, workers=2, progress=False)
     finally:
         stop.set()
         thread.join()
-    assert len(killed) == 2 * often and not multiprocessing.active_children()
-    found, whole = results_of(tmp_path / "r"), results_of(tmp_path / "whole")
-    assert all(found[name] == whole[name] for name in found if name in whole) and (
-        often == 2 or set(whole) <= set(found)
-    )
+        assert len(killed) == 2 * times
+        assert not multiprocessing.active_children()
 
 
-def test_a_kill_costs_at_most_one_epoch(tmp_path):
+def test_after_a_killed_worker_all_runs_go_on_in_a_second_pool(tmp_path):
+    pipeline(tmp_path / "unbroken")
+    run_with_killer(tmp_path / "killed", 1)
+    expected = results_of(tmp_path / "unbroken")
+    results = results_of(tmp_path / "killed")
+    assert {name: results[name] for name in expected} == expected
+
+
+def test_a_second_killed_worker_ends_the_pipeline_with_the_names_of_the_runs(tmp_path):
+    pipeline(tmp_path / "unbroken")
+    message = r"a worker was killed a second time, during [a-z]+ seed \d+"
+    with pytest.raises(EdgenesError, match=message):
+        run_with_killer(tmp_path / "killed", 2)
+    expected = results_of(tmp_path / "unbroken")
+    results = results_of(tmp_path / "killed")
+    assert all(results[name] == expected[name] for name in results if name in expected)
+
+
+def test_a_kill_costs_at_most_one_epoch(tmp_path, monkeypatch):
     """A search that is killed after an epoch goes on from the next one."""
-    from edgenes.study.tasks import Task, run_task
-
-    whole, workspace = (
-        open_workspace(PROFILE, tmp_path / name, device="cpu") for name in ("whole", "killed")
-    )
-    run_task(Task("darts"), whole)
-    process = multiprocessing.get_context("spawn").Process(
-        target=run_task, args=(Task("darts"), workspace)
-    )  # an interpreter of its own
+    unbroken = open_workspace(PROFILE, tmp_path / "unbroken", device="cpu")
+    workspace = open_workspace(PROFILE, tmp_path / "killed", device="cpu")
+    run_task(DartsSearch(0), unbroken)
+    context = multiprocessing.get_context("spawn")  # an interpreter of its own
+    process = context.Process(target=run_task, args=(DartsSearch(0), workspace))
     process.start()
     while not list((tmp_path / "killed").glob("work/darts-*/epoch-00002.safetensors")):
         assert process.exitcode is None, "the run ended before it could be killed"
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    from edgenes import search
+    epochs = []
+    run_epoch = search.run_epoch
 
-    trained, epoch = [], search.run_epoch
-    search.run_epoch = lambda *args: trained.append(args[-1]) or epoch(*args)
-    try:
-        run_task(Task("darts"), workspace)
-    finally:
-        search.run_epoch = epoch
-    assert trained and trained[0] >= 2 and trained[-1] == PROFILE.darts.epochs - 1
-    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")
+    def counted(*args):
+        epochs.append(args[-1])
+        return run_epoch(*args)
+
+    monkeypatch.setattr(search, "run_epoch", counted)
+    run_task(DartsSearch(0), workspace)
+    assert epochs[0] >= 2
+    assert epochs[-1] == PROFILE.budget.darts.epochs - 1
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "unbroken")
 
 
 if __name__ == "__main__":

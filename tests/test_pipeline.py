@@ -1,4 +1,4 @@
-"""The whole method: experiments through papermill, two pipelines in one folder, committed tables."""
+"""The whole method: experiments, several pipelines in one folder, committed results."""
 
 import html
 import json
@@ -14,6 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 
+from edgenes.core import read_json
 from edgenes.experiments import quality
 from edgenes.experiments.registry import (
     EXPERIMENTS,
@@ -25,7 +26,7 @@ from edgenes.report.frames import system_records
 from edgenes.study.costs import measure
 from edgenes.study.pipeline import Progress, run
 from edgenes.study.profiles import PROFILES, get_profile
-from edgenes.study.records import Records, all_records, read_json
+from edgenes.study.records import Records, all_records
 from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +97,7 @@ def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
     results = tmp_path / "r"
     parameters = {
         "profile": "smoke",
+        "run": True,
         "seed": 1,
         "results": str(results),
         "workers": 1,
@@ -103,7 +105,7 @@ def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
     }
     is_benchmark = notebook.stem == "benchmark"  # it measures, and has no profile to change
     if not is_benchmark:
-        parameters |= {"run": True, "changes": {"screened": 3}}
+        parameters["changes"] = {"screened": 3}
     execute(notebook, tmp_path, **parameters)
     assert list((results / "tables").glob("*.csv"))
     assert list((results / "runs").glob("*.json")) or notebook.stem == "space"
@@ -254,7 +256,7 @@ def test_committed_tables_are_those_of_their_records(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_report_of_one_experiment_alone(name, tmp_path):
-    """With the records of one experiment and seed, its tables are made; what is absent stops nothing."""
+    """The records of one experiment and seed make its tables; what is absent stops nothing."""
     shutil.copy(RESULTS / "cpu" / "profile.json", tmp_path)
     workspace = RecordedWorkspace(get_profile("cpu"), str(RESULTS / "cpu"), None)
     progress = Progress(workspace, experiment(name).plans(workspace, 0))

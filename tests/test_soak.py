@@ -1,8 +1,9 @@
-"""The pipeline again and again in one process: memory stays flat, and no process, file or kernel is left over.
+"""The pipeline again and again in one process: memory stays flat, and nothing is left over.
 
 By hand, for hours, with all training in this process: python tests/test_soak.py demo 20 0 1
 """
 
+import gc
 import json
 import os
 import shutil
@@ -10,151 +11,150 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import papermill
 import psutil
 import pytest
 
+from edgenes.experiments.registry import EXPERIMENTS, build_report, experiment
+from edgenes.study.pipeline import run
+from edgenes.study.profiles import get_profile
+from edgenes.study.workspace import open_workspace
+
 ROOT = Path(__file__).resolve().parents[1]
-PROFILE, SECONDS = (
-    os.environ.get("EDGENES_SOAK_PROFILE", "smoke"),
-    float(os.environ.get("EDGENES_SOAK_SECONDS", 40)),
-)
+PROFILE = os.environ.get("EDGENES_SOAK_PROFILE", "smoke")
+SECONDS = float(os.environ.get("EDGENES_SOAK_SECONDS", 40))
 ROUNDS = int(os.environ.get("EDGENES_SOAK_ROUNDS", 0))  # 0: as many as fit in SECONDS, at least 4
-WARM = 2  # rounds in which libraries are loaded, and allocators find their size
+WARM_ROUNDS = 2  # in which libraries are loaded, and allocators find their size
+
+
+def one_round(profile: str, results: Path, workers: int) -> None:
+    """All experiments of a seed, tables, figures, report, and a notebook in a kernel of its own.
+
+    Where several workers share the runs, those of quality are repeated in this process.
+    """
+    names = ("quality", "shift") if profile == "smoke" else EXPERIMENTS
+    for processes in (workers, 1):  # a second start finds all done, and is this process alone
+        workspace = open_workspace(get_profile(profile), results, device="cpu")
+        plans = [plan for name in names for plan in experiment(name).plans(workspace, 0)]
+        run(workspace, plans, workers=processes, progress=False)
+    if workers > 1:
+        shutil.rmtree(results / "runs")
+        plans = experiment("quality").plans(workspace, 0)
+        run(workspace, plans, workers=1, progress=False)
+    build_report(results)
+    notebook = ROOT / "nbs" / "experiments" / "space.ipynb"
+    parameters = {"profile": profile, "results": str(results), "device": "cpu"}
+    papermill.execute_notebook(
+        str(notebook), str(results / "space.ipynb"), parameters, progress_bar=False
+    )
+
+
+def unfinished_files(results: Path) -> list[str]:
+    """Files that no finished pipeline leaves."""
+    return [str(path) for path in (*results.rglob("*.tmp"), *(results / "work").iterdir())]
+
+
+def left_children() -> list[int]:
+    """Processes that this one has started and that live on."""
+    return [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        # multiprocessing's tracker of semaphores serves the process until its end
+        if "resource_tracker" not in " ".join(child.cmdline())
+    ]
 
 
 def soak(profile: str, rounds: int, seconds: float, folder: Path, workers: int = 2):
-    """Yields after every round what the process holds. A round: every experiment of a seed, tables, figures, report, and a notebook in a kernel of its own.
-
-    Where `workers` of them share the work, the runs of quality are repeated in this process.
-    """
-    import gc
-    import threading
-
-    import papermill
-
-    from edgenes.experiments.registry import EXPERIMENTS, experiment
-    from edgenes.experiments.registry import build_report as build
-    from edgenes.study.pipeline import run
-    from edgenes.study.profiles import get_profile
-    from edgenes.study.workspace import open_workspace
-
-    me, start, number = psutil.Process(), time.monotonic(), 0
-    while number < rounds or (
-        not rounds and (number < WARM + 2 or time.monotonic() - start < seconds)
-    ):
-        results, number = folder / f"round{number}", number + 1
-        chosen = ("quality", "shift") if profile == "smoke" else EXPERIMENTS
-        for processes in (workers, 1):  # a second start finds all done, and is this process alone
-            workspace = open_workspace(get_profile(profile), results, device="cpu")
-            run(
-                workspace,
-                [plan for name in chosen for plan in experiment(name).plans(workspace, 0)],
-                workers=processes,
-                progress=False,
-            )
-        if workers > 1:
-            shutil.rmtree(results / "runs")
-            run(workspace, experiment("quality").plans(workspace, 0), workers=1, progress=False)
-        build(results)
-        papermill.execute_notebook(
-            str(ROOT / "nbs/experiments/space.ipynb"),
-            str(results / "space.ipynb"),
-            {"profile": profile, "results": str(results), "device": "cpu"},
-            progress_bar=False,
-        )
-        torn = [str(p) for p in results.rglob("*.tmp")] + [
-            str(p) for p in (results / "work").iterdir()
-        ]
+    """Yields after every round what the process holds."""
+    process = psutil.Process()
+    start = time.monotonic()
+    number = 0
+    while True:
+        elapsed = time.monotonic() - start
+        enough = number >= WARM_ROUNDS + 2 and elapsed >= seconds
+        if number >= rounds if rounds else enough:
+            return
+        number += 1
+        results = folder / f"round{number}"
+        one_round(profile, results, workers)
+        unfinished = unfinished_files(results)
         shutil.rmtree(results)
         gc.collect()
-        # multiprocessing's tracker of semaphores serves the process until its end
-        left = [
-            c.pid
-            for c in me.children(recursive=True)
-            if "resource_tracker" not in " ".join(c.cmdline())
-        ]
         yield {
             "round": number,
             "seconds": round(time.monotonic() - start),
-            "mib": me.memory_info().rss / 2**20,
-            "files": me.num_fds(),
+            "mib": process.memory_info().rss / 2**20,
+            "files": process.num_fds(),
             "threads": threading.active_count(),
-            "children": left,
-            "torn": torn,
+            "children": left_children(),
+            "unfinished": unfinished,
         }
 
 
-def rounds_of(profile: str, rounds: int, seconds: float) -> list[dict]:
-    """The rounds of a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, profile, str(rounds), str(seconds)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+def rounds_in_own_process(profile: str, rounds: int, seconds: float) -> list[dict]:
+    """What `soak` yields in a process of its own."""
+    command = [sys.executable, __file__, profile, str(rounds), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def test_memory_is_flat_and_nothing_is_left():
-    found = rounds_of(PROFILE, ROUNDS, SECONDS)
-    for r in found:
-        print(r)
-    warm, last = found[WARM - 1], found[-1]
-    assert len(found) >= WARM + 2
-    assert all(not r["children"] and not r["torn"] for r in found)
-    assert last["files"] <= warm["files"] and last["threads"] <= warm["threads"]
+    rounds = rounds_in_own_process(PROFILE, ROUNDS, SECONDS)
+    print(*rounds, sep="\n")
+    warm = rounds[WARM_ROUNDS - 1]
+    last = rounds[-1]
+    assert len(rounds) >= WARM_ROUNDS + 2
+    assert all(not held["children"] and not held["unfinished"] for held in rounds)
+    assert last["files"] <= warm["files"]
+    assert last["threads"] <= warm["threads"]
     assert last["mib"] <= 1.05 * warm["mib"]
 
 
+def wait_for_workers(process: subprocess.Popen, results: Path) -> list[psutil.Process]:
+    """The processes of a command line that runs with two workers, when a run has begun."""
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while True:
+        workers = parent.children(recursive=True)
+        if len(workers) >= 2 and list(results.glob("work/*/lock")):
+            return workers
+        assert process.poll() is None, "the command ended before a worker began a run"
+        assert time.monotonic() < deadline, "no worker began a run"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
-    "how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name
+    "how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name
 )
 def test_workers_end_with_their_parent(how, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "edgenes",
-        "run",
-        "demo",
-        "--results",
-        str(tmp_path),
-        "--seeds",
-        "1",
-        "--experiments",
-        "deviation,quality",
-        "--workers",
-        "2",
-        "--no-notebooks",
-    ]
+    command = [sys.executable, "-m", "edgenes", "run", "demo", "--results", str(tmp_path)]
+    command += ["--seeds", "1", "--experiments", "deviation,quality", "--workers", "2"]
+    command += ["--no-notebooks"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        parent = psutil.Process(process.pid)
-        deadline = time.monotonic() + 120
-        while len(workers := parent.children(recursive=True)) < 2 or not list(
-            tmp_path.glob("work/*/lock")
-        ):
-            assert process.poll() is None and time.monotonic() < deadline, "no worker began a run"
-            time.sleep(0.05)
+        workers = wait_for_workers(process, tmp_path)
         process.send_signal(how)
         start = time.monotonic()
-        line = process.communicate(timeout=30)[1].splitlines()[-1]
-        gone, alive = psutil.wait_procs(workers, timeout=30)
+        last_line = process.communicate(timeout=30)[1].splitlines()[-1]
+        _, alive = psutil.wait_procs(workers, timeout=30)
         for worker in alive:
             worker.kill()
     assert not alive, f"{len(alive)} of {len(workers)} processes are left"
     assert time.monotonic() - start < 30
     if how == signal.SIGINT:
-        assert line == "edgenes: stopped; start again to go on from here"
+        assert last_line == "edgenes: stopped; start again to go on from here"
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    profile, rounds, seconds, workers = given + ["smoke", "0", "40", "2"][len(given) :]
+    defaults = ["smoke", "0", "40", "2"]
+    profile, rounds, seconds, workers = given + defaults[len(given) :]
     with tempfile.TemporaryDirectory() as folder:
-        for line in soak(profile, int(rounds), float(seconds), Path(folder), int(workers)):
-            print(json.dumps(line), flush=True)
+        for held in soak(profile, int(rounds), float(seconds), Path(folder), int(workers)):
+            print(json.dumps(held), flush=True)

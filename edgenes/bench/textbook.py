@@ -43,7 +43,7 @@ class PlainCell(nn.Module):
         self.pre1 = ConvNorm(shape.c_previous, channels, affine=False)
         self.ops = nn.ModuleList()  # all operations of the first edge, then of the second, ...
         for _, source in space.edges:
-            stride = 2 if shape.is_reduction and source < 2 else 1
+            stride = shape.stride(source)
             for name in space.operations:
                 self.ops.append(operation(name, channels, stride, affine=False))
 
@@ -66,12 +66,12 @@ class PlainCell(nn.Module):
         states = [self.pre0(before), self.pre1(previous)]
         for node in self.space.intermediate_nodes:
             outputs = []
-            for row, (target, source) in enumerate(self.space.edges):
+            for row, ((target, source), weights) in enumerate(zip(self.space.edges, mix)):
                 if target != node:
                     continue
-                for place in range(len(self.space.operations)):
+                for place, weight in enumerate(weights):
                     op = self.op(row, place)
-                    outputs.append(mix[row, place] * op(states[source]))
+                    outputs.append(weight * op(states[source]))
             states.append(sum(outputs[1:], outputs[0]))
         return torch.cat(states[2:], 1)
 

@@ -205,8 +205,9 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         """The probabilities of every member. `EdgenesError` for images of another shape."""
         check_is_fitted(self, "members_")
         split = to_split(X, None, 1, "predict")
-        shape = (*split.images.shape[2:], split.images.shape[1])
-        given, fitted = (" x ".join(map(str, s)) for s in (shape, self.image_shape_))
+        _, channels, height, width = split.images.shape
+        given = f"{height} x {width} x {channels}"
+        fitted = " x ".join(map(str, self.image_shape_))
         require(
             given == fitted,
             f"images are {given} (H x W x C), the ensemble was fitted on {fitted}: "

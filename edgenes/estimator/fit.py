@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -163,7 +163,7 @@ def run_searches(
 
     progress.begin("search", *costs)
     timer = EpochTimer(progress.moment(0.25), progress.advance, costs[0])
-    found = search_darts(
+    result = search_darts(
         data,
         plan.space,
         budget.darts,
@@ -171,8 +171,8 @@ def run_searches(
         should_stop=timer.should_stop,
         on_epoch=timer.on_epoch,
     )
-    optimum = found.genotype
-    _record_search(progress, "search", timer, budget.darts, data, found)
+    optimum = result.genotype
+    _record_search(progress, "search", timer, budget.darts, data, result)
     if progress.seconds is not None:
         step_seconds = timer.epoch_seconds / steps_per_epoch(budget.darts, data)
         steps = 5 / 3 * search_steps_within(budget, progress.seconds, step_seconds)
@@ -181,7 +181,7 @@ def run_searches(
 
     progress.begin("hypernetwork", *costs[1:])
     timer = EpochTimer(progress.moment(0.6), progress.advance, costs[1])
-    found = train_hypernetwork(
+    result = train_hypernetwork(
         data,
         plan.space,
         budget.hypernetwork,
@@ -190,11 +190,11 @@ def run_searches(
         should_stop=timer.should_stop,
         on_epoch=timer.on_epoch,
     )
-    _record_search(progress, "hypernetwork", timer, budget.hypernetwork, data, found)
-    hypernetwork = found.structure.cpu()
+    _record_search(progress, "hypernetwork", timer, budget.hypernetwork, data, result)
+    hypernetwork = result.structure.cpu()
     assert isinstance(hypernetwork, Hypernetwork)
     plan = replace(plan, budget=budget)
-    return SearchedStructures(plan, optimum, hypernetwork, found.log[-1]["calibration"])
+    return SearchedStructures(plan, optimum, hypernetwork, result.log[-1]["calibration"])
 
 
 def _record_search(
@@ -266,65 +266,45 @@ def run_retraining(
 ) -> TrainedCandidates:
     """Retrains the candidates, and asks each for the classes of the validation images."""
     start = now()
+    end = progress.moment(0.99)
     members = plan.budget.members
     cost = _retraining_cost(plan.budget.retrain, data)
-    whole_time = progress.moment(0.99)
     schedule = RetrainPlan(data, plan.budget.retrain, [1.0] * len(candidates))
     if progress.seconds is not None:
-        schedule = plan_retraining(
-            data, plan.budget.retrain, candidates, members, whole_time - start
-        )
+        schedule = plan_retraining(data, plan.budget.retrain, candidates, members, end - start)
     part, settings, expected = schedule
-    trained = _Retraining(networks=[], probabilities=[], epochs=[])
+
+    networks: list[ImageNetwork] = []
+    probabilities: list[Tensor] = []
+    epochs: list[int] = []
+    slowness = 0.0  # seconds that the last candidate took, over those that were expected
+    validation_seconds = 0.0  # of the last candidate
     for j, candidate in enumerate(candidates[: len(expected)]):
-        candidate_start = now()
-        one_epoch = trained.slowness * expected[j] / settings.epochs + trained.validation_seconds
-        if j >= members and candidate_start + one_epoch > progress.moment(1.05):
+        begin = now()
+        one_epoch = slowness * expected[j] / settings.epochs + validation_seconds
+        if j >= members and begin + one_epoch > progress.moment(1.05):
             break
-        count = len(expected) - j
-        progress.begin(f"candidate {j + 1} of {len(expected)}", *[cost] * count)
+        remaining = len(expected) - j
+        progress.begin(f"candidate {j + 1} of {len(expected)}", *[cost] * remaining)
         share = expected[j] / sum(expected[j:])
-        seconds = share * (whole_time - candidate_start) - trained.validation_seconds
-        network, epochs = train_candidate(part, candidate, settings, seconds, progress, cost)
-        trained_seconds = now() - candidate_start
-        trained.slowness = trained_seconds / (expected[j] * epochs / settings.epochs)
-        trained.add(network, epochs, data, validation, plan.downscale)
+        seconds = share * (end - begin) - validation_seconds
+        network, done = train_candidate(part, candidate, settings, seconds, progress, cost)
+        trained = now()
+        slowness = (trained - begin) / (expected[j] * done / settings.epochs)
+        member = ImageNetwork(network, data.mean, data.std, plan.downscale)
+        member = member.to(memory_format=torch.channels_last)
+        networks.append(member)
+        probabilities.append(member_probabilities([member], validation)[0])
+        epochs.append(done)
+        validation_seconds = now() - trained
     progress.record(
         "retraining",
         start,
-        candidates=len(trained.networks),
-        epochs=min(trained.epochs),
+        candidates=len(networks),
+        epochs=min(epochs),
         images=len(part.train),
     )
-    return TrainedCandidates(trained.networks, torch.stack(trained.probabilities))
-
-
-@dataclass
-class _Retraining:
-    """What `run_retraining` has so far."""
-
-    networks: list[ImageNetwork]
-    probabilities: list[Tensor]
-    epochs: list[int]
-    slowness: float = 0.0  # seconds that the last candidate took, over those that were expected
-    validation_seconds: float = 0.0  # of the last candidate
-
-    def add(
-        self,
-        network: DiscreteNetwork,
-        epochs: int,
-        data: Data,
-        validation: Split,
-        downscale: int,
-    ) -> None:
-        """Takes a trained candidate, and asks it for the validation images on the clock."""
-        start = now()
-        member = ImageNetwork(network, data.mean, data.std, downscale)
-        member = member.to(memory_format=torch.channels_last)
-        self.networks.append(member)
-        self.probabilities.append(member_probabilities([member], validation)[0])
-        self.epochs.append(epochs)
-        self.validation_seconds = now() - start
+    return TrainedCandidates(networks, torch.stack(probabilities))
 
 # %% ../../nbs/estimator/fit.ipynb #dd47031
 def notes_on_fit(
@@ -356,7 +336,7 @@ def notes_on_fit(
             "the search was too short for lambda to control the architectures"
         )
     max_shared = calibration[-1][0]
-    if len(candidates) > 1 and all(c["shared"] == max_shared for c in candidates):
+    if len(candidates) > 1 and all(item["shared"] == max_shared for item in candidates):
         notes.append(
             "all candidates are alpha* itself, trained from other initial weights: "
             "give more seconds, for architectures that differ"

@@ -4,7 +4,7 @@ r"""The hypernetwork is asked for an architecture that shares $\lambda$ edges wi
 
 # %% auto #0
 __all__ = ['TITLE', 'plans', 'learning_table', 'control_figure', 'learning_figure', 'cells_figure', 'calibration_sentence',
-           'off_sentence', 'read_off_sentence', 'result']
+           'grid_sentence', 'off_sentence', 'read_off_sentence', 'result']
 
 # %% ../../nbs/experiments/control.ipynb #9ffa004
 from collections.abc import Mapping
@@ -132,24 +132,32 @@ def _least_error(lambdas: pd.Series) -> float:
 
 
 def calibration_sentence(
-    frame: pd.DataFrame,  # of `calibration_table`
     errors: pd.DataFrame,  # of `calibration_errors`
+    least: float,  # the smallest calibration error that is possible, edges
 ) -> str:
-    """How closely all hypernetworks follow lambda."""
-    lambdas = frame["lambda"]
+    """The mean calibration error, and how many hypernetworks reach the least possible one."""
     count = len(errors)
     moments = summary(errors["calibration_error_edges"])
     interval = f" (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
-    least = _least_error(lambdas)
     at_least = int((errors["calibration_error_edges"] < least + 1e-9).sum())
-    whole = lambdas == lambdas.round()
-    exact = frame["shared_edges"] == lambdas
-    farthest = (lambdas - frame["shared_edges"]).abs().max()
     return (
         f"For {counted(count, 'hypernetwork')} the calibration error, the mean distance between "
         f"lambda and the number of shared edges, is {moments['mean']:.2f} edges"
         f"{interval if count > 1 else ''}. The least possible on this grid is {least:.2f} edges, "
-        f"and {at_least} of {count} {agreeing(at_least, 'reaches', 'reach')} it. "
+        f"and {at_least} of {count} {agreeing(at_least, 'reaches', 'reach')} it."
+    )
+
+
+def grid_sentence(
+    frame: pd.DataFrame,  # of `calibration_table`
+    errors: pd.DataFrame,  # of `calibration_errors`
+) -> str:
+    """How the points of the grid follow lambda: exact hits, correlation, largest distance."""
+    lambdas = frame["lambda"]
+    whole = lambdas == lambdas.round()
+    exact = frame["shared_edges"] == lambdas
+    farthest = (lambdas - frame["shared_edges"]).abs().max()
+    return (
         f"At whole lambdas {(whole & exact).sum()} of {whole.sum()} architectures share exactly "
         "as many edges as asked for. The mean Spearman correlation of lambda and shared edges is "
         f"{errors['spearman'].mean():.2f}, the lowest {errors['spearman'].min():.2f}. "
@@ -197,8 +205,8 @@ def _sentences(
     read_off: Mapping[str, list[float]] | None,
 ) -> list[str]:
     """All hypernetworks, then those that are off, then the paper."""
-    sentences = [calibration_sentence(frame, errors)]
     least = _least_error(frame["lambda"])
+    sentences = [calibration_sentence(errors, least), grid_sentence(frame, errors)]
     for _, log in learning.groupby("seed"):
         if log["calibration_error_edges"].iloc[-1] > least + 1e-9:
             sentences.append(off_sentence(log))

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 import edgenes.experiments
-from ..core import EdgenesError, read_json, require
+from ..core import EdgenesError, read_json, require, shown
 from ..report.page import write_report
 from ..report.result import Result, save_result
 from ..study import pipeline
@@ -51,7 +51,7 @@ def experiment(
 ) -> ModuleType:
     """The module of an experiment. Raises `EdgenesError` for an unknown name."""
     known = ", ".join(EXPERIMENTS)
-    require(name in EXPERIMENTS, f"unknown experiment {name!r}: use one of {known}")
+    require(name in EXPERIMENTS, f"unknown experiment {shown(name)}: use one of {known}")
     return import_module(f"edgenes.experiments.{name}")
 
 # %% ../../nbs/experiments/registry.ipynb #aaa8014expe
@@ -107,7 +107,7 @@ def _result_of(name: str, records: Records, published: Mapping[str, Any]) -> Res
 def answer(
     name: str,  # of the experiment
     profile: str = "cpu",  # demo, cpu, cpu-long, paper or smoke
-    results: str | Path = "",  # results folder; empty: results/PROFILE of the project
+    results: str | Path | None = "",  # results folder; empty: results/PROFILE of the project
     run: bool = False,  # whether missing runs are made first; else the records are read as they are
     seed: int = 0,  # to run; the answer is that of every seed that has records
     device: str = "auto",  # auto, cpu, cuda or cuda:N; only for runs
@@ -116,10 +116,15 @@ def answer(
 ) -> Result:
     """What the records of a profile say about one experiment.
 
-    Raises `EdgenesError` for an unknown name or profile, and where there are no records.
+    Raises `EdgenesError` for an unknown name or profile, for any other parameter that cannot be
+    used, and where there are no records.
     """
     module = experiment(name)
-    chosen = get_profile(profile, dict(changes or {}))
+    chosen = get_profile(profile, changes)
+    require(
+        results is None or isinstance(results, (str, Path)),
+        f"the results folder is {shown(results)}: give a path",
+    )
     folder = Path(results) if results else project_root() / "results" / chosen.name
     records = Records(folder)
     if run:

@@ -14,6 +14,7 @@ from ..core import require
 from .phrases import agreeing, counted
 from ..statistics import calibration_error, spearman, summary
 from ..study.records import Records, all_records
+from ..study.tasks import EnsembleRun, HypernetworkTraining
 
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'accuracy_of', 'spread_of', 'system_records', 'system_frame', 'hypernetwork_records',
@@ -74,7 +75,7 @@ def system_records(
     """The records of the ensembles that an experiment has tested."""
     return [
         record
-        for record in all_records(records, "system")
+        for record in all_records(records, EnsembleRun.kind)
         if record["inputs"].get("experiment") == experiment
     ]
 
@@ -120,14 +121,15 @@ def hypernetwork_records(
     variant: str = "",  # name of the variant; empty: the usual training
     seeds: Collection[int] | None = None,  # these alone; default: every seed
 ) -> list[dict[str, Any]]:
-    """The records of the hypernetworks of a variant."""
+    """The records of the hypernetworks of a variant, sorted by seed."""
     chosen = None if seeds is None else set(seeds)
-    return [
+    of_variant = [
         record
-        for record in all_records(records, "hypernetwork")
+        for record in all_records(records, HypernetworkTraining.kind)
         if record["inputs"].get("variant", "") == variant
         and (chosen is None or record["inputs"]["seed"] in chosen)
     ]
+    return sorted(of_variant, key=lambda record: record["inputs"]["seed"])
 
 
 def calibration_table(

@@ -36,7 +36,7 @@ def key_numbers(
     results: Path,  # the results folder of a profile
     level: float = 0.05,  # of the tests
 ) -> KeyNumbers:
-    """The numbers of the summary, from the tables F3, T2 and T2_tests_accuracy, and the published ones."""
+    """The numbers of the summary, from the tables of a profile and from the published ones."""
     tables = results / "tables"
     control = pd.read_csv(tables / "F3.csv")
     systems = pd.read_csv(tables / "T2.csv").set_index("system")

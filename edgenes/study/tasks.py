@@ -122,6 +122,10 @@ class Task(ABC):
     """One run that leaves one record; a subclass for each kind of run, a frozen dataclass.
 
     Two equal tasks are the same run. A task can be sent to another process.
+
+    >>> record = run_task(DartsSearch(seed=0), workspace)
+    >>> record["results"]["genotype"]
+    [['reduce', 2, 0, 'sep_conv_3x3'], ...]
     """
 
     kind: ClassVar[str]  # of its record
@@ -795,6 +799,16 @@ def _pool_predictions(keys: Sequence[str], workspace: Workspace) -> tuple[np.nda
     return val, test
 
 
+def _retraining_seconds(retrainings: Iterable[Task], workspace: Workspace) -> float:
+    """What finished retrainings cost together."""
+    total = 0.0
+    for retraining in retrainings:
+        record = retraining.done(workspace)
+        assert record is not None, "an ensemble is made after its retrainings"
+        total += Retraining.cost(record, workspace.records)
+    return total
+
+
 @register
 @dataclass(frozen=True)
 class EnsembleRun(Task):
@@ -842,16 +856,15 @@ class EnsembleRun(Task):
         device = data.train.images.device
         labels = data.val.labels.cpu().numpy()
         test_labels = data.test.labels.cpu().numpy()
-        records = [retraining.done(workspace) for retraining in self.retrainings()]
-        assert all(records), "an ensemble is made after its retrainings"
-        keys = [retraining.key(workspace) for retraining in self.retrainings()]
+        retrainings = self.retrainings()
+        keys = [retraining.key(workspace) for retraining in retrainings]
         val, test = _pool_predictions(keys, workspace)
         start = compute_seconds(device)
         chosen = self.chosen(val, labels)
         seconds = {
             "search": self.search_seconds,
             "selection": compute_seconds(device) - start,
-            "retraining": sum(Retraining.cost(r, workspace.records) for r in records if r),
+            "retraining": _retraining_seconds(retrainings, workspace),
         }
         temperature = fit_temperature(val[chosen], labels)
         scaled_metrics = ensemble_metrics(scaled(test[chosen], temperature), test_labels)
