@@ -48,10 +48,10 @@ def with_retraining_seeds(
 def draw_lambdas(
     max_shared: int,  # Lambda
     count: int,  # how many draws
-    seed: int,  # names the stream of chance
+    seed: int,  # names the random stream
     *,
     towards_optimum: bool = False,  # with a density that grows as lambda^2
-    use: str = "lambda",  # names the stream of chance, too
+    use: str = "lambda",  # names the random stream, too
 ) -> list[float]:
     """Draws of lambda ~ U(0, Lambda), or of a distribution that prefers large values.
 
@@ -120,7 +120,7 @@ def run_edgenes(
     data: Data,  # trained on its training split, selected on its validation split
     space: SearchSpace,  # what can be found
     budget: Budget,  # epochs, sizes, N and n
-    seed: int,  # names every stream of chance of the run
+    seed: int,  # names every random stream of the run
 ) -> EdgenesResult:
     """Algorithm EdgeNES (Babkin 2024), in memory, on the device of `data`.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +28,15 @@ from .training import WeightOptimiser, later
 
 # %% auto #0
 __all__ = ['Batch', 'SupernetSettings', 'HypernetworkSettings', 'StructureOptimiser', 'Regulariser', 'SearchSettings',
-           'VectorStructure', 'Bilevel', 'StepInputs', 'objective', 'structure_step', 'weight_step',
-           'unrolled_gradients']
+           'VectorStructure', 'Bilevel', 'StepInputs', 'Objective', 'shared_edges_penalty', 'objective',
+           'structure_step', 'weight_step', 'unrolled_gradients']
 
 # %% ../nbs/method/15_bilevel.ipynb #9507005bile
 @dataclass(frozen=True, kw_only=True)
 class SupernetSettings:
     """The size of the supernet."""
 
-    channels: int = 10  # C, channels of the first cell
+    channels: int = 10  # of a node before the first reduction; the stem has 3 times as many
     layers: int = 1  # number of cells
 
     def __post_init__(self) -> None:
@@ -53,11 +54,11 @@ class HypernetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureOptimiser:
-    """Adam of the structure."""
+    """Adam of the structure vector, or of the hypernetwork."""
 
     lr: float = 0.02  # step size
     betas: tuple[float, float] = (0.5, 0.9)  # of the running means of gradients and squares
-    weight_decay: float = 1e-3  # weight of the squared norm of the structure
+    weight_decay: float = 1e-3  # of its parameters (L2)
     knot_lr_factor: float = 0.03  # step size of the knots, as a share of `lr`
 
 
@@ -83,13 +84,13 @@ class SearchSettings:
     batch_size: int = 64  # images per batch
     network: SupernetSettings = SupernetSettings()  # size of the supernet
     weights: WeightOptimiser = field(default_factory=WeightOptimiser)  # of the supernet
-    structure: StructureOptimiser = StructureOptimiser()  # of alpha, or of the hypernetwork
+    structure: StructureOptimiser = StructureOptimiser()  # of the vector or the hypernetwork
     hypernetwork: HypernetworkSettings = HypernetworkSettings()  # not used by DARTS
     regulariser: Regulariser = Regulariser()  # not used by DARTS
     augment: Augment = field(default_factory=lambda: Augment(pad=4, flip=True))  # as in DARTS
     order: int = 1  # 1: first order; 2: through one step of the weights (second order)
     relaxation: str = later("faithful")  # "faithful", "gumbel" or "sampled"
-    accelerate: bool = later(False)  # compile, and on a GPU also bf16 and CUDA graphs
+    accelerate: bool = later(False)  # on a GPU: compile, bf16 and CUDA graphs
 
     def __post_init__(self) -> None:
         check_int(self.epochs, "epochs")
@@ -108,7 +109,7 @@ class SearchSettings:
         )
 
 # %% ../nbs/method/15_bilevel.ipynb #9507009bile
-Batch = tuple[Tensor, Tensor]  # normalised images (N, C, H, W), labels (N,)
+Batch = tuple[Tensor, Tensor]  # normalised images (N, in_channels, H, W), labels (N,)
 
 
 class VectorStructure(nn.Module):
@@ -116,7 +117,7 @@ class VectorStructure(nn.Module):
 
     def __init__(
         self,
-        size: int,  # s, the number of structural parameters
+        size: int,  # s, length of the structure vector
         generator: torch.Generator | None = None,  # draws the initial values
     ):
         super().__init__()
@@ -126,7 +127,7 @@ class VectorStructure(nn.Module):
         self,
         lam: float | None = None,  # not used
     ) -> Tensor:
-        """The vector (s,)."""
+        """The structure vector (s,)."""
         return self.vector
 
 # %% ../nbs/method/15_bilevel.ipynb #9507011bile
@@ -175,7 +176,7 @@ class Bilevel:
     def loss(
         self,
         batch: Batch,  # images and labels
-        vector: Tensor,  # (s,) structural parameters
+        vector: Tensor,  # (s,) structure vector
         temperature: float = 1.0,  # of a relaxation that is drawn
         generator: torch.Generator | None = None,  # draws it, on the device of the vector
     ) -> Tensor:
@@ -201,7 +202,7 @@ class StepInputs:
 
     structure_lam: float | None = None  # lambda of the structure step
     weight_lam: float | None = None  # lambda of the weight step
-    regulariser_lams: tuple[float, ...] = ()  # further lambdas, for the regulariser alone
+    regulariser_lams: tuple[float, ...] = ()  # further lambdas, only for the regulariser
     regulariser_weight: float = 0.0  # C
     temperature: float = 1.0  # of the Gumbel-softmax
     noise_seed: int = 0  # seeds what is drawn in the step
@@ -214,47 +215,75 @@ def _noise(inputs: StepInputs, use: str, device: torch.device) -> torch.Generato
     return stream(inputs.noise_seed, use, device=device)
 
 
-def objective(
-    problem: Bilevel,  # supernet and structure
-    batch: Batch,  # of validation images
-    inputs: StepInputs,  # lambda, C, temperature and noise
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(objective of the structure, validation loss, squared distance of lambda), scalars."""
-    vector = problem.structure(inputs.structure_lam)
-    noise = _noise(inputs, "structure forward", vector.device)
-    loss = problem.loss(batch, vector, inputs.temperature, noise)
+class Objective(NamedTuple):
+    """The objective of the structure and its parts, scalars."""
+
+    total: Tensor  # what a step of the structure minimises
+    val_loss: Tensor  # validation loss in nats
+    penalties: dict[str, Tensor]  # by their names in the log, each before it is weighted
+
+    def detach(self) -> Objective:
+        """The same numbers without their graph."""
+        penalties = {name: penalty.detach() for name, penalty in self.penalties.items()}
+        return Objective(self.total.detach(), self.val_loss.detach(), penalties)
+
+
+def shared_edges_penalty(
+    problem: Bilevel,  # structure and optimum
+    vector: Tensor,  # (s,) structure vector at `inputs.structure_lam`
+    inputs: StepInputs,  # lambdas, temperature and noise
+) -> Tensor:
+    """Mean squared distance of lambda from the smoothed number of shared edges, a scalar.
+
+    It is 0 where the search has no optimum or no lambda.
+    """
     if problem.optimum is None or inputs.structure_lam is None:
-        return loss, loss, torch.zeros_like(loss)
+        return vector.new_zeros(())
     further = [problem.structure(lam) for lam in inputs.regulariser_lams]
     vectors = torch.stack([vector, *further])
     lams = torch.tensor([inputs.structure_lam, *inputs.regulariser_lams], device=vector.device)
     noise = _noise(inputs, "regulariser", vector.device)
     shared = smoothed_shared_edges(problem.optimum, vectors, inputs.temperature, noise)
-    distance = (lams - shared).square().mean()
+    return (lams - shared).square().mean()
+
+
+def objective(
+    problem: Bilevel,  # supernet and structure
+    batch: Batch,  # of validation images
+    inputs: StepInputs,  # lambda, C, temperature and noise
+) -> Objective:
+    """What a step of the structure minimises: validation loss and weighted penalties."""
+    vector = problem.structure(inputs.structure_lam)
+    noise = _noise(inputs, "structure forward", vector.device)
+    val_loss = problem.loss(batch, vector, inputs.temperature, noise)
+
+    regulariser = shared_edges_penalty(problem, vector, inputs)
     sign = -1 if problem.settings.regulariser.printed_sign else 1
-    return loss + sign * inputs.regulariser_weight * distance, loss, distance
+    total = val_loss + sign * inputs.regulariser_weight * regulariser
+    return Objective(total, val_loss, {"regulariser": regulariser})
 
 # %% ../nbs/method/15_bilevel.ipynb #9507014bile
 def structure_step(
     problem: Bilevel,  # whose structure takes the step
     validation: Batch,  # of validation images
-    train: Batch,  # of training images, read by the second order alone
+    train: Batch,  # of training images, read only by the second order
     inputs: StepInputs,  # lambda, C, temperature and noise
-) -> tuple[Tensor, Tensor]:
-    """One Adam step of the structure; returns (validation loss, squared distance of lambda)."""
+) -> Objective:
+    """One Adam step of the structure; returns its objective before the step, without graph."""
     if problem.settings.order == 1:
         for weight in problem.weights:
             weight.requires_grad_(False)
-        total, loss, distance = objective(problem, validation, inputs)
-        gradients = torch.autograd.grad(total, problem.structure_parameters, allow_unused=True)
+        value = objective(problem, validation, inputs)
+        parameters = problem.structure_parameters
+        gradients = torch.autograd.grad(value.total, parameters, allow_unused=True)
         for weight in problem.weights:
             weight.requires_grad_(True)
     else:
-        gradients, loss, distance = unrolled_gradients(problem, validation, train, inputs)
+        gradients, value = unrolled_gradients(problem, validation, train, inputs)
     for parameter, gradient in zip(problem.structure_parameters, gradients):
         parameter.grad = gradient
     problem.structure_optimiser.step()
-    return loss.detach(), distance.detach()
+    return value.detach()
 
 
 def weight_step(
@@ -280,7 +309,7 @@ def weight_step(
 
 # %% ../nbs/method/15_bilevel.ipynb #9507015bile
 def _sgd_direction(problem: Bilevel, train: Batch, inputs: StepInputs) -> list[Tensor]:
-    """What SGD would subtract from the weights, over its step size: gradient, decay, momentum."""
+    """u, what SGD subtracts from the weights per unit of step size: gradient, decay, momentum."""
     settings = problem.settings.weights
     vector = problem.structure(inputs.structure_lam).detach()
     gradients = torch.autograd.grad(problem.loss(train, vector), problem.weights)
@@ -312,11 +341,11 @@ def unrolled_gradients(
     validation: Batch,  # of validation images
     train: Batch,  # of training images
     inputs: StepInputs,  # lambda, C, temperature and noise
-    reach: float = 0.01,  # epsilon times the norm of v
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """The second-order gradients of the structure (Liu et al. 2019); the weights stay.
+    reach: float = 0.01,  # eta times the norm of v
+) -> tuple[tuple[Tensor, ...], Objective]:
+    """The second-order gradients of the structure (Liu et al. 2019), and the objective at w'.
 
-    Returns (gradients, validation loss, squared distance of lambda).
+    The weights stay as they are.
     """
     weights = problem.weights
     parameters = problem.structure_parameters
@@ -327,24 +356,24 @@ def unrolled_gradients(
         for weight, value, step in zip(weights, saved, direction):
             weight.data.copy_(value + by * step)
 
-    # The gradients at w' = w - lr * direction, with respect to the structure and to w'.
+    # The gradients at w' = w - lr * u, with respect to the structure and to w'.
     place(-lr, _sgd_direction(problem, train, inputs))
-    total, loss, distance = objective(problem, validation, inputs)
-    gradients = torch.autograd.grad(total, [*parameters, *weights], allow_unused=True)
+    value = objective(problem, validation, inputs)
+    gradients = torch.autograd.grad(value.total, [*parameters, *weights], allow_unused=True)
     direct = gradients[: len(parameters)]
     v = gradients[len(parameters) :]
 
-    # The mixed second derivative times v, as a difference of gradients at w + eps v and w - eps v.
+    # The mixed second derivative times v, as a difference of gradients at w + eta v and w - eta v.
     norm = torch.cat([part.flatten() for part in v]).norm()
-    eps = reach / norm.clamp_min(1e-12).item()
-    place(eps, v)
+    eta = reach / norm.clamp_min(1e-12).item()
+    place(eta, v)
     above = _training_gradient(problem, train, inputs)
-    place(-eps, v)
+    place(-eta, v)
     below = _training_gradient(problem, train, inputs)
     place(0.0, v)
 
     unrolled = []
     for plain, high, low in zip(direct, above, below):
-        curvature = lr * (high - low) / (2 * eps)
+        curvature = lr * (high - low) / (2 * eta)
         unrolled.append(-curvature if plain is None else plain - curvature)
-    return tuple(unrolled), loss, distance
+    return tuple(unrolled), value

@@ -90,7 +90,7 @@ def retrain(
     data: Data,  # its training split is used, on its device
     genotype: Genotype,  # the architecture
     settings: RetrainSettings,  # budget, size and optimiser
-    seed: int,  # names every stream of chance of this training
+    seed: int,  # names every random stream of this training
     *,
     start: DiscreteNetwork | None = None,  # goes on from its weights; it stays as it is
     checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch

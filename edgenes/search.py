@@ -47,7 +47,7 @@ def draw_lambda(
 
 def _draw_step(
     problem: Bilevel,
-    lam: float | None,  # a fixed lambda; None: drawn for a hypernetwork, none otherwise
+    lam: float | None,  # a fixed lambda; None: a hypernetwork draws it, DARTS has none
     regulariser_weight: float,
     temperature: float,
     generator: torch.Generator,
@@ -73,13 +73,13 @@ def run_epoch(
     problem: Bilevel,  # takes the steps
     data: Data,  # normalises the images
     halves: tuple[Split, Split],  # training images of the weights, and of the structure
-    lam: float | None,  # a fixed lambda; None: drawn for a hypernetwork, none otherwise
+    lam: float | None,  # a fixed lambda; None: a hypernetwork draws it, DARTS has none
     seed: int,  # of the search
     epoch: int,  # 0 .. epochs - 1
 ) -> dict[str, Any]:  # the log entry
     """One pass over both halves.
 
-    The entry holds the means of losses (nats) and regulariser, the schedules, and for a
+    The entry holds the means of the losses (nats) and of every penalty, the schedules, and for a
     hypernetwork the active edges of every step.
     """
     settings = problem.settings
@@ -92,22 +92,23 @@ def run_epoch(
     )
     generator = stream(seed, "steps", epoch)
     steps = count_steps(min(map(len, halves)), settings.batch_size)
-    totals = torch.zeros(3)
+    names: list[str] = []
+    totals = torch.zeros(())  # becomes one number per name
     active = []
     for step, (train_batch, validation_batch) in enumerate(zip(train, validation)):
         lr = settings.weights.set_step(problem.weight_optimiser, epoch, step, steps, epochs)
         inputs = _draw_step(problem, lam, regulariser_weight, temperature, generator)
-        val_loss, distance = structure_step(problem, validation_batch, train_batch, inputs)
+        value = structure_step(problem, validation_batch, train_batch, inputs)
         train_loss = weight_step(problem, train_batch, inputs)
-        totals += torch.stack([train_loss, val_loss, distance]).cpu()
+        names = ["train_loss_nats", "val_loss_nats", *value.penalties]
+        losses = [train_loss, value.val_loss, *value.penalties.values()]
+        totals = totals + torch.stack(losses).cpu()
         if isinstance(problem.structure, Hypernetwork):
             active.append(active_edges(problem, inputs.weight_lam))
     means = (totals / steps).tolist()
     entry: dict[str, Any] = {
         "epoch": epoch,
-        "train_loss_nats": means[0],
-        "val_loss_nats": means[1],
-        "regulariser": means[2],
+        **dict(zip(names, means)),
         "c": regulariser_weight,
         "t": temperature,
         "weight_lr": lr,  # of the last step
@@ -145,7 +146,7 @@ def snapshot(
     space: SearchSpace,  # of the structure
     optimum: Genotype | None,  # alpha*, for the calibration
 ) -> dict[str, Any]:
-    """The architectures of a structure now, how often each operation is chosen, the calibration."""
+    """The architectures of a structure, how often each operation is chosen, the calibration."""
     genotypes: dict[float | None, Genotype]
     if isinstance(structure, Hypernetwork):
         genotypes = {lam: structure.sample(lam) for lam in lambda_grid(space.max_shared)}
@@ -171,7 +172,7 @@ class SearchResult:
     """What a search ended with."""
 
     structure: nn.Module  # `VectorStructure` or `Hypernetwork`
-    space: SearchSpace  # in which was searched
+    space: SearchSpace  # that was searched
     log: list[dict[str, Any]]  # one entry per epoch
     supernet: Supernet  # with its trained weights
 
@@ -233,8 +234,8 @@ def _search(
 
     def train_one(epoch: int) -> dict[str, Any]:
         entry = run_epoch(problem, data, halves, lam, seed, epoch)
-        losses = entry["train_loss_nats"] + entry["val_loss_nats"] + entry["regulariser"]
-        if not math.isfinite(losses):
+        numbers = [value for value in entry.values() if isinstance(value, float)]
+        if not all(map(math.isfinite, numbers)):
             raise Diverged(
                 f"the search diverged in epoch {epoch} (loss is not finite): "
                 "lower the step size of the weights or of the structure"
@@ -263,7 +264,7 @@ def search_darts(
     data: Data,  # its training images are used, on their device
     space: SearchSpace,  # what can be found
     settings: SearchSettings,  # budget, optimisers, regulariser
-    seed: int,  # names every stream of chance of this search
+    seed: int,  # names every random stream of this search
     *,
     checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch
     should_stop: Callable[[], bool] | None = None,  # asked after every epoch but the last
@@ -293,7 +294,7 @@ def search_at_lambda(
     data: Data,  # its training images are used, on their device
     space: SearchSpace,  # what can be found
     settings: SearchSettings,  # budget, optimisers, regulariser
-    seed: int,  # names every stream of chance of this search
+    seed: int,  # names every random stream of this search
     optimum: Genotype,  # alpha*
     lam: float,  # how many edges to share with it, in [0, Lambda]
     *,
@@ -328,7 +329,7 @@ def train_hypernetwork(
     data: Data,  # its training images are used, on their device
     space: SearchSpace,  # what can be found
     settings: SearchSettings,  # budget, optimisers, regulariser
-    seed: int,  # names every stream of chance of this training
+    seed: int,  # names every random stream of this training
     optimum: Genotype,  # alpha*
     *,
     checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch

@@ -20,11 +20,17 @@ from test_pipeline import results_of
 from edgenes import search
 from edgenes.core import EdgenesError
 from edgenes.experiments import quality
+from edgenes.genotype import SearchSpace
+from edgenes.neighbours import random_genotype
+from edgenes.readers import load_data
+from edgenes.retraining import DiscreteSettings, RetrainSettings, retrain
 from edgenes.study import tasks
 from edgenes.study.pipeline import run
 from edgenes.study.profiles import PROFILES
+from edgenes.study.records import DiskCheckpoint
 from edgenes.study.tasks import DartsSearch, run_task
 from edgenes.study.workspace import open_workspace
+from edgenes.training import WeightOptimiser
 
 KILLS = 50  # at moments by chance
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -224,6 +230,26 @@ def test_a_kill_costs_at_most_one_epoch(tmp_path, monkeypatch):
     assert epochs[0] >= 2
     assert epochs[-1] == PROFILE.budget.darts.epochs - 1
     assert results_of(tmp_path / "killed") == results_of(tmp_path / "unbroken")
+
+
+def test_a_retraining_that_averages_its_weights_resumes_from_the_disk(tmp_path):
+    """The mean of the weights is part of a checkpoint: stopped at any epoch, the bits are equal."""
+    data = load_data("digits")
+    genotype = random_genotype(SearchSpace(), 0)
+    settings = RetrainSettings(
+        epochs=4,
+        network=DiscreteSettings(channels=2, drop_path=0.2, auxiliary=True),
+        optimiser=WeightOptimiser(lr=0.1, schedule="linear", nesterov=True),
+        average_from=0.5,
+    )
+    unbroken, _ = retrain(data, genotype, settings, 0)
+    for _ in range(settings.epochs):  # one epoch at a time
+        checkpoint = DiskCheckpoint(tmp_path)
+        resumed, _ = retrain(
+            data, genotype, settings, 0, checkpoint=checkpoint, should_stop=lambda: True
+        )
+    pairs = zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(value, other) for value, other in pairs)
 
 
 if __name__ == "__main__":

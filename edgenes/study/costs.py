@@ -85,7 +85,7 @@ _SECONDS = Between(0, 1e15)
 def _check_costs(record: Record) -> None:
     """`EdgenesError` unless a record of costs holds seconds of every timed kind."""
     try:
-        seconds: Form = dict.fromkeys(TIMED_KINDS, [_SECONDS])
+        seconds: Form = {kind: [_SECONDS] for kind in TIMED_KINDS}
         check_form(record, {"results": {"seconds": seconds}}, "it")
     except EdgenesError as error:
         raise EdgenesError(
