@@ -27,7 +27,12 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", metadata={"Software": None})
+        self.savefig(
+            buffer,
+            format="png",
+            metadata={"Software": None},
+            pil_kwargs={"optimize": True},  # smaller, with the same pixels
+        )
         return buffer.getvalue()
 
 
