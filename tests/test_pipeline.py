@@ -31,7 +31,11 @@ from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-NOTEBOOKS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+NOTEBOOKS = [
+    path
+    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+    if path.stem != "registry"  # it lists the experiments
+]
 COMMITTED = ("cpu", "cpu-long")
 FIGURES = {
     "F1",
