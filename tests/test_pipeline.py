@@ -118,10 +118,6 @@ def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
         assert profile["sizes"]["screened"] == 3
 
 
-def test_every_experiment_has_a_notebook_and_every_notebook_is_an_experiment():
-    assert {path.stem for path in NOTEBOOKS} - {"benchmark"} == set(EXPERIMENTS)
-
-
 def test_a_deleted_record_leaves_the_tables_and_an_edited_one_stops_them(tmp_path):
     workspace = open_workspace(get_profile("smoke"), tmp_path, device="cpu")
     systems = ["DARTS", "Random", "EdgeNES"]
