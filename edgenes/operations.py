@@ -14,8 +14,8 @@ from .genotype import ADDED_OPERATIONS, OPERATIONS
 from .kernels import average_pool, batch_norm, corners, depthwise, pointwise
 
 # %% auto #0
-__all__ = ['BatchNorm', 'norm', 'Depthwise', 'AveragePool', 'FactorizedReduce', 'corner_weight', 'ConvNorm', 'preprocess',
-           'operation']
+__all__ = ['BatchNorm', 'norm', 'pool_norm', 'Depthwise', 'AveragePool', 'FactorizedReduce', 'corner_weight', 'ConvNorm',
+           'preprocess', 'operation']
 
 # %% ../nbs/method/09_operations.ipynb #3203023
 class BatchNorm(nn.BatchNorm2d):
@@ -34,6 +34,14 @@ def norm(
 ) -> nn.BatchNorm2d:
     """BN with scale, shift and running statistics (`affine`), or with none of them."""
     return nn.BatchNorm2d(channels) if affine else BatchNorm(channels)
+
+
+def pool_norm(
+    channels: int,
+    affine: bool = True,  # that of retraining, or of the search
+) -> nn.BatchNorm2d:
+    """BN after a pool: without scale and shift; in retraining with running statistics (NNI)."""
+    return nn.BatchNorm2d(channels, affine=False) if affine else BatchNorm(channels)
 
 
 class Depthwise(nn.Conv2d):
@@ -164,9 +172,9 @@ def operation(
     if name == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
     if name == "max_pool_3x3":
-        return nn.Sequential(nn.MaxPool2d(3, stride, 1), norm(channels, affine))
+        return nn.Sequential(nn.MaxPool2d(3, stride, 1), pool_norm(channels, affine))
     if name == "avg_pool_3x3":
-        return nn.Sequential(AveragePool(stride), norm(channels, affine))
+        return nn.Sequential(AveragePool(stride), pool_norm(channels, affine))
     k = int(name[-1])  # of conv_3x3 or conv_5x5
     if name.startswith("dil"):
         return nn.Sequential(*_convolution(channels, k, stride, 2, affine))
