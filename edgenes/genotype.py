@@ -359,6 +359,72 @@ def _check_choice(
             f"keep inputs_per_node = {space.inputs_per_node} of them",
         )
 
+# %% ../nbs/method/04_genotype.ipynb #8f04994e
+def _darts_pairs(cell: str, listed: object) -> list[tuple[Any, Any]]:
+    """The (operation, source) pairs that a cell of DARTS lists, also where grouped by node."""
+    if not isinstance(listed, (list, tuple)):
+        raise EdgenesError(f"{cell} is {shown(listed)}: give a list of (operation, source)")
+    pairs: list[Any] = []
+    for entry in listed:
+        parts = entry if isinstance(entry, (list, tuple)) else ()
+        is_group = any(isinstance(part, (list, tuple)) for part in parts)
+        pairs += parts if is_group else [entry]
+    for number, pair in enumerate(pairs, 1):
+        require(
+            isinstance(pair, (list, tuple)) and len(pair) == 2,
+            f"edge {number} of the {cell} cell is {shown(pair)}: give (operation, source)",
+        )
+    return pairs
+
+
+def _check_concat(fields: Mapping[str, Any], space: SearchSpace) -> None:
+    """The output of every cell concatenates all its intermediate nodes."""
+    for cell in space.cell_types:
+        concat = fields.get(f"{cell}_concat", space.intermediate_nodes)
+        is_list = isinstance(concat, (list, tuple, range))
+        require(
+            is_list and list(concat) == list(space.intermediate_nodes),
+            f"{cell}_concat is {list(concat) if is_list else shown(concat)}: only cells that "
+            f"concatenate all their nodes, {list(space.intermediate_nodes)}, can be built",
+        )
+
+# %% ../nbs/method/04_genotype.ipynb #027bb91b
+def _read_darts(
+    genotype: Any,  # a named tuple, or a mapping with its fields
+    inputs_per_node: int,  # edges that it lists for each node
+) -> tuple[SearchSpace, list[Edge]]:
+    """The space and the edges of a genotype of public DARTS code."""
+    fields = genotype._asdict() if hasattr(genotype, "_asdict") else genotype
+    if not isinstance(fields, Mapping):
+        raise EdgenesError(
+            f"the genotype of DARTS is {shown(genotype)}: give its named tuple or a mapping of it"
+        )
+    per_node = check_int(inputs_per_node, "inputs_per_node", 1, 2)
+    cells = [cell for cell in CELL_TYPES if fields.get(cell) is not None]
+    require(cells, "the genotype of DARTS lists no cells: give normal, reduce or both")
+    pairs = {cell: _darts_pairs(cell, fields[cell]) for cell in cells}
+    nodes, rest = divmod(len(pairs[cells[0]]), per_node)
+    for cell, listed in pairs.items():
+        require(
+            nodes >= 1 and rest == 0 and len(listed) == nodes * per_node,
+            f"the {cell} cell lists {len(listed)} edges: list inputs_per_node = {per_node} "
+            "for each node, and as many nodes in every cell",
+        )
+    edges = [
+        Edge(cell, 2 + number // per_node, source, operation)
+        for cell, listed in pairs.items()
+        for number, (operation, source) in enumerate(listed)
+    ]
+    added = [name for name in ADDED_OPERATIONS if any(edge.operation == name for edge in edges)]
+    space = SearchSpace(
+        nodes=nodes,
+        inputs_per_node=per_node,
+        cell_types=tuple(cells),
+        operations=(*OPERATIONS, *added),
+    )
+    _check_concat(fields, space)
+    return space, edges
+
 # %% ../nbs/method/04_genotype.ipynb #39d1019
 @dataclass(frozen=True)
 class Genotype:
@@ -405,6 +471,20 @@ class Genotype:
         alpha, beta = _check_structure(space, structure)
         chosen, dropped = _strongest_edges(space, alpha, beta)
         return cls(space, tuple(chosen), tuple(dropped))
+
+    @classmethod
+    def from_darts(
+        cls,
+        genotype: Any,  # its named tuple, or a mapping with the same fields
+        inputs_per_node: int = 2,  # edges that it lists for each node
+    ) -> Genotype:
+        """The genotype of the named tuple that public DARTS code writes, in the space of DARTS.
+
+        `EdgenesError` names the edge that does not fit. An operation beside the seven fits once
+        `add_operation` has added it.
+        """
+        space, edges = _read_darts(genotype, inputs_per_node)
+        return cls(space, tuple(edges))
 
     def __str__(self) -> str:
         """The kept edges, for example "reduce n2<-p0 skip_connect, ..."."""

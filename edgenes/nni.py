@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from .core import EdgenesError, check_int, require, shown
 from .genotype import OPERATIONS, Edge, Genotype, SearchSpace
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'genotype_from_nni', 'genotype_to_nni']
+__all__ = ['NniExport', 'PUBLISHED', 'genotype_from_nni', 'genotype_to_nni']
 
 # %% ../nbs/method/06_nni.ipynb #39d1028nni
 # The names of the operations in NNI, in the order of `OPERATIONS`.
@@ -28,6 +29,8 @@ _NNI_OPERATIONS = (
 )
 _FROM_NNI = dict(zip(_NNI_OPERATIONS, OPERATIONS))
 _TO_NNI = dict(zip(OPERATIONS, _NNI_OPERATIONS))
+
+NniExport = Mapping[str, Any]  # the loaded JSON object
 
 _KEY = re.compile(r"(normal|reduce)_n([2-9]|[1-9][0-9])_(?:p(?:0|[1-9][0-9]?)|switch)")
 
@@ -46,7 +49,7 @@ def _switch_keys(space: SearchSpace) -> dict[str, tuple[str, int]]:
     return {f"{cell}_n{node}_switch": (cell, node) for cell, node in space.places}
 
 # %% ../nbs/method/06_nni.ipynb #39d1028b
-def _check_keys(export: Mapping[str, Any]) -> SearchSpace:
+def _check_keys(export: NniExport) -> SearchSpace:
     """The space that the keys span, as yet with one input per node."""
     nodes = set()
     cell_types = set()
@@ -69,13 +72,17 @@ def _check_keys(export: Mapping[str, Any]) -> SearchSpace:
 
 def _read_switch(
     key: str,
-    value: Any,  # a source or a list of sources
+    value: Any,  # a source or a list of sources; a source is a number or the key of its edge
     node: int,
     length: int | None,  # how many it must list; None: one or two
 ) -> list[int]:
     """The sources that a node keeps."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    sources = [check_int(source, f"a source in {key!r}", 0, node - 1) for source in values]
+    numbers = {f"{key.removesuffix('switch')}p{source}": source for source in range(node)}
+    sources = []
+    for source in values:
+        number = numbers.get(source, source) if isinstance(source, str) else source
+        sources.append(check_int(number, f"a source in {key!r}", 0, node - 1))
     require(len(set(sources)) == len(sources), f"{key!r} lists a source twice: list it once")
     allowed = (1, 2) if length is None else (length,)
     require(
@@ -86,9 +93,92 @@ def _read_switch(
     return sources
 
 # %% ../nbs/method/06_nni.ipynb #39d1029nni
+def _read_edges(
+    export: NniExport,
+    inputs_per_node: int | None,  # that the switches must list
+) -> Genotype:
+    """The genotype of an export that names every edge."""
+    keys = _check_keys(export)
+    length = inputs_per_node
+    chosen = set()
+    for key, (cell, node) in _switch_keys(keys).items():
+        sources = _read_switch(key, export[key], node, length)
+        length = len(sources)  # the first switch decides for all
+        chosen |= {(cell, node, source) for source in sources}
+    edges = []
+    for key, connection in _edge_keys(keys).items():
+        name = export[key]
+        if name == [] and connection not in chosen:
+            continue
+        require(
+            isinstance(name, str) and name in _FROM_NNI,
+            f"unknown operation {shown(name)} at {key!r}: use one of {', '.join(_FROM_NNI)}",
+        )
+        edges.append(Edge(*connection, _FROM_NNI[name]))
+    return Genotype(
+        SearchSpace(nodes=keys.nodes, inputs_per_node=length or 1, cell_types=keys.cell_types),
+        tuple(edge for edge in edges if edge.connection in chosen),
+        tuple(edge for edge in edges if edge.connection not in chosen),
+    )
+
+# %% ../nbs/method/06_nni.ipynb #34c96b9f
+_HUB_KEY = re.compile(r"(normal|reduce)/(?:op|input)_([2-9]|[1-9][0-9])_([01])")
+_HUB_SIZES = ("width", "depth")
+
+
+def _hub_space(export: NniExport) -> SearchSpace:
+    """The space that the keys of the hub's form span."""
+    places = []
+    for key in export:
+        if key in _HUB_SIZES:
+            continue
+        parts = _HUB_KEY.fullmatch(key) if isinstance(key, str) else None
+        if parts is None:
+            raise EdgenesError(
+                f"unknown key {shown(key)}: use keys such as 'reduce/op_2_0' and 'reduce/input_2_0'"
+            )
+        places.append((parts[1], int(parts[2]), int(parts[3])))
+    cells, nodes, numbers = zip(*places)
+    return SearchSpace(
+        nodes=max(nodes) - 1,
+        inputs_per_node=max(numbers) + 1,
+        cell_types=tuple(set(cells)),
+    )
+
+
+def _read_hub(
+    export: NniExport,
+    inputs_per_node: int | None,  # edges that every node must have
+) -> Genotype:
+    """The genotype of an export in the form of the model space hub."""
+    space = _hub_space(export)
+    if inputs_per_node not in (None, space.inputs_per_node):
+        raise EdgenesError(
+            f"the NNI export keeps {space.inputs_per_node} edges at a node: "
+            f"give one that keeps inputs_per_node = {inputs_per_node}"
+        )
+    edges = []
+    for (cell, node), number in product(space.places, range(space.inputs_per_node)):
+        name_key = f"{cell}/op_{node}_{number}"
+        source_key = f"{cell}/input_{node}_{number}"
+        for key in (name_key, source_key):
+            require(key in export, f"the key {key!r} is missing: add it")
+        name = export[name_key]
+        require(
+            isinstance(name, str) and name in OPERATIONS,
+            f"unknown operation {shown(name)} at {name_key!r}: use one of {', '.join(OPERATIONS)}",
+        )
+        source = export[source_key]
+        if isinstance(source, (list, tuple)) and len(source) == 1:
+            source = source[0]
+        source = check_int(source, f"the source at {source_key!r}", 0, node - 1)
+        edges.append(Edge(cell, node, source, name))
+    return Genotype(space, tuple(edges))
+
+# %% ../nbs/method/06_nni.ipynb #a01e0763
 def genotype_from_nni(
-    export: Mapping[str, Any],  # the loaded JSON object
-    inputs_per_node: int | None = None,  # when given, the switches must agree with it
+    export: NniExport,  # the loaded JSON object, in either form
+    inputs_per_node: int | None = None,  # when given, the export must agree with it
 ) -> Genotype:
     """The genotype of an NNI export, in the space of all `OPERATIONS`.
 
@@ -101,25 +191,9 @@ def genotype_from_nni(
     length = inputs_per_node
     if length is not None:
         length = check_int(length, "inputs_per_node", 1, 2)
-    keys = _check_keys(export)
-    edges = []
-    for key, connection in _edge_keys(keys).items():
-        name = export[key]
-        require(
-            isinstance(name, str) and name in _FROM_NNI,
-            f"unknown operation {shown(name)} at {key!r}: use one of {', '.join(_FROM_NNI)}",
-        )
-        edges.append(Edge(*connection, _FROM_NNI[name]))
-    chosen = set()
-    for key, (cell, node) in _switch_keys(keys).items():
-        sources = _read_switch(key, export[key], node, length)
-        length = len(sources)  # the first switch decides for all
-        chosen |= {(cell, node, source) for source in sources}
-    return Genotype(
-        SearchSpace(nodes=keys.nodes, inputs_per_node=length or 1, cell_types=keys.cell_types),
-        tuple(edge for edge in edges if edge.connection in chosen),
-        tuple(edge for edge in edges if edge.connection not in chosen),
-    )
+    if any(isinstance(key, str) and "/" in key for key in export):
+        return _read_hub(export, length)
+    return _read_edges(export, length)
 
 # %% ../nbs/method/06_nni.ipynb #39d1029c
 def genotype_to_nni(

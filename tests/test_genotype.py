@@ -97,6 +97,26 @@ def damaged(draw: st.DrawFn, to_document: Callable[[Genotype], dict[str, Any]]) 
     return document
 
 
+def hub_export(genotype: Genotype) -> dict[str, Any]:
+    """A genotype in the form of the model space hub of NNI 3."""
+    export: dict[str, Any] = {}
+    for edge in genotype.edges:
+        number = sum(f"{edge.cell}/op_{edge.node}_{k}" in export for k in (0, 1))
+        export[f"{edge.cell}/op_{edge.node}_{number}"] = edge.operation
+        export[f"{edge.cell}/input_{edge.node}_{number}"] = [edge.source]
+    return export
+
+
+def darts_fields(genotype: Genotype) -> dict[str, Any]:
+    """A genotype as the fields of the named tuple of public DARTS code."""
+    fields: dict[str, Any] = {}
+    for cell in genotype.space.cell_types:
+        edges = [edge for edge in genotype.edges if edge.cell == cell]
+        fields[cell] = [[edge.operation, edge.source] for edge in edges]
+        fields[f"{cell}_concat"] = list(genotype.space.intermediate_nodes)
+    return fields
+
+
 def assert_read_or_refused(read: Callable[[Any], Genotype], source: object) -> None:
     """Reading gives a genotype that survives a round trip, or an error of one short line."""
     try:
@@ -135,6 +155,14 @@ def test_nni_round_trip_keeps_the_dropped_edges(space: SearchSpace, seed: int) -
     assert copy == genotype
     assert copy.dropped == genotype.dropped
     assert genotype_to_nni(copy) == export
+
+
+@QUICK
+@given(FULL_SPACES, SEEDS)
+def test_genotypes_of_others_are_read_as_they_are(space: SearchSpace, seed: int) -> None:
+    genotype = random_genotype(space, seed)
+    assert genotype_from_nni(hub_export(genotype), space.inputs_per_node) == genotype
+    assert Genotype.from_darts(darts_fields(genotype), space.inputs_per_node) == genotype
 
 
 # ---------------------------------------------------------------- deviations
@@ -178,9 +206,15 @@ def test_damaged_documents(document: object) -> None:
 
 
 @QUICK
-@given(damaged(genotype_to_nni) | VALUES)
+@given(damaged(genotype_to_nni) | damaged(hub_export) | VALUES)
 def test_damaged_nni_exports(export: object) -> None:
     assert_read_or_refused(genotype_from_nni, export)
+
+
+@QUICK
+@given(damaged(darts_fields) | VALUES)
+def test_damaged_genotypes_of_darts(fields: object) -> None:
+    assert_read_or_refused(Genotype.from_darts, fields)
 
 
 @QUICK
