@@ -184,6 +184,17 @@ def _forward(
     return _greedy(probs, labels, n, criterion, width=1, repeat=True)
 
 
+def _forward_distinct(
+    probs: Tensor,
+    labels: Tensor,
+    n: int,
+    criterion: str,
+    beam_width: int,  # not used
+) -> tuple[float, tuple[int, ...], int]:
+    """Forward selection without replacement."""
+    return _greedy(probs, labels, n, criterion, width=1, repeat=False)
+
+
 def _beam(
     probs: Tensor,
     labels: Tensor,
@@ -198,6 +209,7 @@ def _beam(
 RULES: dict[str, Rule] = {
     "exhaustive": _exhaustive,
     "forward": _forward,
+    "forward-distinct": _forward_distinct,
     "beam": _beam,
 }
 

@@ -96,6 +96,7 @@ def retrain(
     checkpoint: Checkpoint | None = None,  # resumes from it, and saves to it after every epoch
     should_stop: Callable[[], bool] | None = None,  # asked after every epoch but the last
     on_epoch: Callable[[int, int], None] | None = None,  # called with (epochs done, epochs)
+    on_network: Callable[[DiscreteNetwork, int], None] | None = None,  # with it and epochs done
 ) -> tuple[
     DiscreteNetwork,  # in evaluation mode
     list[dict[str, Any]],  # one log entry per epoch
@@ -119,15 +120,15 @@ def retrain(
         average = AveragedModel(network)
         parts["average"] = average
     forward = accelerated(network.features, device, settings.accelerate)
-    # The BN of the auxiliary head sees a single pixel of every image.
-    smallest = (1, 1) if settings.network.auxiliary else data.shape
-    check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
+    _check_batch_size(data, settings)
 
     def train_one(epoch: int) -> dict[str, Any]:
         loss = _run_epoch(network, forward, optimiser, data, settings, seed, epoch)
         _check_finite(math.isfinite(loss), "loss", f"epoch {epoch}", genotype)
         if average is not None and epoch + 1 >= settings.first_averaged:
             _add_to_average(average, network, is_first=epoch + 1 == settings.first_averaged)
+        if on_network is not None:
+            on_network(network, epoch + 1)
         return {"epoch": epoch, "train_loss_nats": loss}
 
     log = train_epochs(
@@ -178,6 +179,13 @@ def _run_epoch(
     return (total / steps).item()
 
 # %% ../nbs/method/18_retraining.ipynb #retrainstart
+def _check_batch_size(data: Data, settings: RetrainSettings) -> None:
+    """`EdgenesError` where BN would see a single value of a channel."""
+    # The BN of the auxiliary head sees a single pixel of every image.
+    smallest = (1, 1) if settings.network.auxiliary else data.shape
+    check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
+
+
 def _check_finite(finite: bool, what: str, when: str, genotype: Genotype) -> None:
     """`Diverged` unless finite."""
     if not finite:

@@ -65,7 +65,7 @@ def anneal_cosine(
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 # %% ../nbs/method/14_training.ipynb #trainsgdcode
-SCHEDULES = ("cosine-epochs", "cosine", "linear")
+SCHEDULES = ("cosine-epochs", "cosine", "linear", "constant")
 
 
 def count_steps(
@@ -88,12 +88,12 @@ class WeightOptimiser:
     """
 
     lr: float = 0.025  # largest step size; with "cosine-epochs" that of the first epoch
-    lr_end: float = 1e-3  # step size that "cosine-epochs" approaches; the others end at zero
+    lr_end: float = 1e-3  # step size that "cosine-epochs" approaches
     momentum: float = 0.9  # share of the previous step that is kept
     weight_decay: float = 3e-4  # weight of the squared norm of the weights
     clip: float = 5.0  # norm to which the gradient of all weights is clipped
     schedule: str = later("cosine-epochs")  # one of `SCHEDULES`
-    warmup: float = later(0.1)  # share of all steps in which "cosine" and "linear" rise
+    warmup: float = later(0.1)  # share of all steps in which all others rise
     nesterov: bool = later(False)  # Nesterov's momentum
 
     def __post_init__(self) -> None:
@@ -114,6 +114,7 @@ class WeightOptimiser:
         self,
         parameters: Iterable[nn.Parameter],  # what is trained
         foreach: bool | None = None,  # all tensors in one call; None: PyTorch decides
+        fused: bool | None = None,  # one kernel for all of a step; None: PyTorch decides
     ) -> torch.optim.SGD:
         """An optimiser at the first step size."""
         return torch.optim.SGD(
@@ -123,6 +124,7 @@ class WeightOptimiser:
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
             foreach=foreach,
+            fused=fused,
         )
 
     def step_size(
@@ -140,6 +142,8 @@ class WeightOptimiser:
         done = epoch * steps + step
         if done < rise:
             return self.lr * (done + 1) / (rise + 1)
+        if self.schedule == "constant":
+            return self.lr
         if self.schedule == "cosine":
             return anneal_cosine(self.lr, 0.0, done - rise, total - rise)
         return self.lr * (1 - (done - rise) / (total - rise))
@@ -183,6 +187,9 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
             for name, value in means.items()
         )
         require(fits, "its running means have another form")
+        for name in names - {"step"}:
+            # A fused optimiser reads a mean in the order in which its parameter lies in memory.
+            means[name] = torch.empty_like(parameter).copy_(means[name])
 
 
 def restore(

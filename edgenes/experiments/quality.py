@@ -16,14 +16,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.patches import Patch
 
+from ..core import read_json
 from ..report.frames import COSTS, METRICS, accuracy_of, system_frame, system_records
 from ..report.phrases import counted, listed
 from ..report.plots import figure
 from ..report.result import Result
 from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
 from ..study.costs import cost_sentence, costs_of
+from ..study.profiles import PROFILES
 from ..study.records import Records, all_records
 from ..study.systems import EDGENES_VARIANTS, SYSTEMS, system_plan
 from ..study.tasks import Plan
@@ -36,10 +38,11 @@ REFERENCE = "EdgeNES"  # every other system is compared with it
 def plans(
     workspace: Workspace,
     seed: int,
-    systems: tuple[str, ...] = SYSTEMS,
+    systems: tuple[str, ...] = (),  # empty: those of the profile
 ) -> list[Plan]:
     """One plan per system. The first step of a plan raises `EdgenesError` for an unknown system."""
-    return [system_plan(workspace, seed, system) for system in systems]
+    chosen = systems or workspace.profile.systems
+    return [system_plan(workspace, seed, system) for system in chosen]
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9013
 def frame(records: Records) -> pd.DataFrame:
@@ -164,63 +167,99 @@ def published_table(
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9024
 _FAMILIES = {
-    ("Random", "Random-NES", "NES-RS", "NES-RE"): "oPsD",
-    ("DARTS", "DartsEns", "RandomD-NES"): "oPs",
-    ("DeepEns", "DeepEns-N"): "os",
-    ("EdgeNES", *EDGENES_VARIANTS): "*^vD",
+    "random architectures": (
+        "Random",
+        "Random-NES",
+        "NES-RS",
+        "NES-RE",
+        "NES-RS-repeat",
+        "NES-RE-repeat",
+    ),
+    "DARTS searches": ("DARTS", "DartsEns", "RandomD-NES"),
+    "deep ensembles of alpha*": ("DeepEns", "DeepEns-N", "DeepEns-hatch"),
+    "hypernetwork": ("EdgeNES", *EDGENES_VARIANTS, "EdgeNES-hatch"),
+    "one training of alpha*": ("Snapshots", "SWA", "One", "One-wide"),
 }
 
 
-def _looks() -> dict[str, dict[str, Any]]:
-    """Colour and marker of every system, as options of `Axes.scatter`."""
-    looks = {}
-    for colour, (systems, markers) in zip(sns.color_palette("colorblind"), _FAMILIES.items()):
-        for system, marker in zip(systems, markers):
-            looks[system] = {"color": colour, "marker": marker}
-    return looks
+def _family_colours() -> dict[str, tuple[float, float, float]]:
+    """The colour of every family of systems, and of systems that are in none."""
+    return dict(zip([*_FAMILIES, "other"], sns.color_palette("colorblind")))
 
 
-def _draw_system(
+def _family(system: str) -> str:
+    return next((name for name, systems in _FAMILIES.items() if system in systems), "other")
+
+
+def _metric_panel(
     ax: Axes,
-    part: pd.DataFrame,  # the runs of one system
+    runs: pd.DataFrame,
     metric: str,
-    system: str,
-    look: dict[str, Any],
+    systems: list[str],  # from top to bottom
 ) -> None:
-    """Small marks for seeds, a large one for their mean, a line for its 95 % interval."""
-    moments = summary(part[metric])
-    cost = part["total_seconds"].mean()
-    is_reference = system == REFERENCE
-    ax.scatter(part["total_seconds"], part[metric], s=14, alpha=0.35, linewidths=0, **look)
-    interval = [moments["ci_low"], moments["ci_high"]]
-    ax.plot([cost, cost], interval, color=look["color"], lw=1.2, zorder=2)
-    ax.scatter(
-        cost,
-        moments["mean"],
-        s=150 if is_reference else 55,
-        label=system,
-        edgecolors="black",
-        linewidths=0.7,
-        zorder=4 if is_reference else 3,
-        **look,
-    )
+    """One row per system: small marks for seeds, a large one for the mean, its 95 % interval."""
+    colours = _family_colours()
+    for height, system in enumerate(systems):
+        values = runs.loc[runs["system"] == system, metric]
+        moments = summary(values)
+        colour = colours[_family(system)]
+        is_reference = system == REFERENCE
+        ax.plot(values, np.full(len(values), height + 0.22), "o", ms=3, alpha=0.5, mew=0, c=colour)
+        ax.plot([moments["ci_low"], moments["ci_high"]], [height, height], lw=2.5, c=colour)
+        ax.plot(
+            moments["mean"],
+            height,
+            "*" if is_reference else "o",
+            ms=13 if is_reference else 7,
+            mec="black",
+            mew=0.7,
+            c=colour,
+        )
+
+
+def _cost_panel(
+    ax: Axes,
+    runs: pd.DataFrame,
+    systems: list[str],  # from top to bottom
+) -> None:
+    """Mean seconds of every system: full for searches, pale for retrainings and selection."""
+    colours = _family_colours()
+    for height, system in enumerate(systems):
+        means = runs.loc[runs["system"] == system, ["search_seconds", "total_seconds"]].mean()
+        colour = colours[_family(system)]
+        ax.barh(height, means["search_seconds"], 0.55, color=colour)
+        rest = means["total_seconds"] - means["search_seconds"]
+        ax.barh(height, rest, 0.55, left=means["search_seconds"], color=colour, alpha=0.35)
 
 
 def cost_figure(
     runs: pd.DataFrame,  # of `frame`
 ) -> Figure:
-    """Test accuracy (left) and NLL (right) against total compute seconds."""
-    fig, axes = figure(1, 2, 5.4, 4.4)
-    looks = _looks()
-    labels = {"accuracy_percent": "test accuracy (%)", "nll_nats": "test NLL (nats)"}
-    for ax, (metric, label) in zip(axes, labels.items()):
-        for system, part in runs.groupby("system", observed=True):
-            _draw_system(ax, part, metric, system, looks[system])
-        ax.set(xlabel="total compute seconds (log)", ylabel=label, xscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    """Test accuracy, NLL and cost of every system, the cheapest first."""
+    costs = runs.groupby("system", observed=True)["total_seconds"].mean()
+    # Systems that cost about the same keep the order of the tables.
+    about = costs.map(lambda seconds: float(f"{seconds:.2g}"))
+    systems = about.sort_values(kind="stable").index.astype(str).tolist()
+    fig, axes = figure(1, 3, 3.4, 0.3 * len(systems) + 1.2, sharey=True)
+    _metric_panel(axes[0], runs, "accuracy_percent", systems)
+    _metric_panel(axes[1], runs, "nll_nats", systems)
+    _cost_panel(axes[2], runs, systems)
+    axes[0].set(
+        xlabel="test accuracy (%): more is better",
+        yticks=range(len(systems)),
+        yticklabels=systems,
+        ylim=(len(systems) - 0.4, -0.6),
+    )
+    axes[1].set(xlabel="test NLL (nats): less is better")
+    axes[2].set(xlabel="cost (compute seconds)")
+    colours = _family_colours()
+    present = [name for name in colours if name in {_family(system) for system in systems}]
+    handles = [Patch(color=colours[name], label=name) for name in present]
+    handles += [
+        Patch(color="0.4", label="search"),
+        Patch(color="0.4", alpha=0.35, label="retraining and selection"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9026
@@ -259,14 +298,15 @@ def _complete_runs(runs: pd.DataFrame) -> pd.DataFrame:
 def ranking_sentences(
     quality: pd.DataFrame,  # of `table`, indexed by system
     seeds: int,
+    wanted: int,  # number of systems that the profile compares
 ) -> list[str]:
     """Which system has the highest mean accuracy, and what it costs beside EdgeNES."""
     accuracy = quality["accuracy_percent"]
     best = accuracy.idxmax()
     ours = [system for system in (REFERENCE, *EDGENES_VARIANTS) if system in quality.index]
     among = ""
-    if len(quality) < len(SYSTEMS):
-        among = f", among the {len(quality)} of {len(SYSTEMS)} systems that are finished,"
+    if len(quality) < wanted:
+        among = f", among the {len(quality)} of {wanted} systems that are finished,"
     sentence = (
         f"Over {counted(seeds, 'seed')} the highest mean test accuracy{among} is that of "
         f"{best}, {accuracy[best]:.1f} %"
@@ -387,13 +427,14 @@ def _sentences(
     made_of: pd.DataFrame,
     deep_retrainings: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
+    wanted: int,  # number of systems that the profile compares
 ) -> list[str]:
     complete = _complete_runs(runs)
     quality = table(complete)
     quality = quality.set_index(quality["system"].astype(str))
     tests = tables.get("T2_tests_accuracy")
     sentences = [
-        *ranking_sentences(quality, complete["seed"].nunique()),
+        *ranking_sentences(quality, complete["seed"].nunique(), wanted),
         *variants_sentence(quality),
         *deep_ensemble_sentence(quality, tests),
         *composition_sentences(made_of, deep_retrainings),
@@ -425,6 +466,13 @@ def _tables(
     return tables
 
 
+def _count_systems(records: Records) -> int:
+    """How many systems the profile of a results folder compares."""
+    path = records.folder / "profile.json"
+    name = read_json(path).get("name") if path.is_file() else None
+    return len(PROFILES[name].systems if name in PROFILES else SYSTEMS)
+
+
 def result(
     records: Records,
     published: Mapping[str, Any],  # numbers; their table is left out where it is empty
@@ -437,16 +485,17 @@ def result(
     tables = _tables(runs, made_of, published)
     size = f"n = {counted(runs['seed'].nunique(), 'seed')}."
     cost_caption = (
-        "Test accuracy and NLL of every system against its total compute seconds. Small marks "
-        f"are seeds, large ones means with 95 % BCa intervals; one colour per family of systems. "
-        f"{size}"
+        "Test accuracy, NLL and cost (compute seconds) of every system, from the cheapest to the "
+        "most expensive. Small marks are seeds, large ones means with 95 % BCa intervals; the "
+        f"star is EdgeNES. {size}"
     )
     seeds_caption = (
         "Test accuracy of every run. Black bars are means, grey lines their 95 % BCa intervals. "
         f"{size}"
     )
     return Result(
-        _sentences(runs, made_of, deep_retrainings, tables) + cost_sentence(records),
+        _sentences(runs, made_of, deep_retrainings, tables, _count_systems(records))
+        + cost_sentence(records),
         tables,
         {
             "T2_cost": (cost_figure(runs), cost_caption),

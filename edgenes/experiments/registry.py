@@ -39,6 +39,8 @@ _ORDER = (
     "shift",
     "ablation",
     "relaxation",
+    "hatch",
+    "schedule",
 )
 
 _MODULES = {module.name for module in iter_modules(edgenes.experiments.__path__)}
@@ -66,13 +68,15 @@ def published_figures(
 def results(
     records: Records,
     published: Mapping[str, Any],  # as `published_figures` gives it
+    progress: bool = True,  # show a bar, where stderr is a terminal
 ) -> dict[str, Result]:
     """The results of every experiment that has records, in the order of the report.
 
     Raises `EdgenesError` where no run is finished, or where records do not fit each other.
     """
     answers = {}
-    for name in tqdm(EXPERIMENTS, "tables and figures", disable=None, leave=False):
+    hidden = None if progress else True
+    for name in tqdm(EXPERIMENTS, "tables and figures", disable=hidden, leave=False):
         result = _result_of(name, records, published)
         if result is not None:
             answers[name] = result
@@ -151,4 +155,5 @@ def build_report(
     Returns the paths that it wrote, report.html last. Raises `EdgenesError` for a record that was
     edited, even where no table reads it.
     """
-    return write_report(folder, results(Records(folder), published or {}))
+    answers = results(Records(folder), published or {})
+    return write_report(folder, answers, published)

@@ -111,8 +111,8 @@ def costs_of(
 ) -> Callable[[Record], dict[str, float]]:
     """A function from the record of a system to its seconds: search, retraining, selection, total.
 
-    They are numbers of runs times the mean seconds of their kind in the last timing, and where
-    nothing was timed, those of the record.
+    They are numbers of runs times the mean seconds of their kind in the last timing. Where nothing
+    was timed, and for trainings in stages, which are of many lengths, they are those of the record.
     """
     timed = timings(records)
     seconds_of = {kind: mean(values) for kind, values in timed[-1].items()} if timed else {}
@@ -122,9 +122,11 @@ def costs_of(
             return record["seconds"]
         candidates = len(record["inputs"]["pool"])
         searches = search_counts(record["inputs"]["system"], candidates)
+        is_staged = "trainings" in record["inputs"]
+        retraining = candidates * seconds_of["retraining"]
         parts = {
             "search": sum((seconds_of[kind] * count for kind, count in searches.items()), 0.0),
-            "retraining": candidates * seconds_of["retraining"],
+            "retraining": record["seconds"]["retraining"] if is_staged else retraining,
             "selection": record["seconds"]["selection"],
         }
         return parts | {"total": sum(parts.values())}

@@ -11,12 +11,12 @@ from operator import index
 from typing import Any
 
 from ..algorithm import Budget
-from ..bilevel import SearchSettings, StructureOptimiser, SupernetSettings
-from ..core import EdgenesError, require, shown
+from ..bilevel import Regulariser, SearchSettings, StructureOptimiser, SupernetSettings
+from ..core import EdgenesError, check_int, require, shown
 from ..data import Augment
 from ..genotype import SearchSpace
 from ..retraining import DiscreteSettings, RetrainSettings
-from ..training import WeightOptimiser, describe_settings
+from ..training import WeightOptimiser, describe_settings, later
 
 # %% auto #0
 __all__ = ['PROFILES', 'PARAMETERS', 'DataSelection', 'StudySizes', 'Profile', 'get_profile']
@@ -42,6 +42,9 @@ class StudySizes:
     screened: int = 24  # draws of lambda that are judged with inherited weights
     curve_points: int = 5  # points along the search at which figure F2 retrains
     shift_images: int | None = None  # test images that are corrupted; None: all
+    optima: int = later(1)  # searches among which one optimum is chosen by a short training
+    snapshots: int = later(1)  # last epochs of a retraining whose predictions are kept
+    wide_percent: int = later(50)  # of its epochs that a network with twice the channels can have
     seeds: int = 1  # seeds 0 .. seeds - 1 are run unless others are asked for
 
     def __post_init__(self) -> None:
@@ -49,8 +52,19 @@ class StudySizes:
             self.shift_images is None or self.shift_images >= 1,
             f"shift_images is {shown(self.shift_images)}: give at least 1",
         )
+        check_int(self.optima, "optima", 1, 100)
+        check_int(self.snapshots, "snapshots", 1, 100)
+        check_int(self.wide_percent, "wide_percent", 1, 100)
 
 # %% ../../nbs/study/profiles.ipynb #5aaf007
+_SLIDES = ("DARTS", "Random", "DartsEns", "Random-NES", "RandomD-NES", "EdgeNES", "DeepEns")
+_RIVALS = ("DeepEns-N", "NES-RS", "NES-RE")
+_REPEATING = ("NES-RS-repeat", "NES-RE-repeat")  # NES whose selection may take a candidate again
+_SELECTIONS = ("EdgeNES-nll", "EdgeNES-skew", "EdgeNES-screen")
+_SNAPSHOTS = ("EdgeNES-snap",)  # needs `StudySizes.snapshots`
+_STAGED = ("EdgeNES-hatch", "DeepEns-hatch", "Snapshots", "SWA", "One", "One-wide")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Everything that a run depends on but its seed.
@@ -65,6 +79,14 @@ class Profile:
     space: SearchSpace = field(default_factory=SearchSpace)
     budget: Budget
     sizes: StudySizes
+    systems: tuple[str, ...] = (  # that are compared
+        *_SLIDES,
+        *_RIVALS,
+        *_REPEATING,
+        *_SELECTIONS,
+        *_SNAPSHOTS,
+        *_STAGED,
+    )
 
     def __post_init__(self) -> None:
         for name in ("deep_pool", "free_pool", "screened"):
@@ -83,7 +105,7 @@ class Profile:
     def describe(self) -> dict[str, Any]:
         """The profile as a results folder keeps it, nested as the profile is.
 
-        It leaves out the number of seeds: a folder may hold runs of any.
+        It leaves out the systems and the number of seeds: a folder may hold runs of any.
         """
         sizes = describe_settings(self.sizes)
         del sizes["seeds"]
@@ -121,37 +143,44 @@ _SMOKE = Profile(
             augment=Augment(pad=1),
         ),
         retrain=RetrainSettings(
-            epochs=1, network=DiscreteSettings(channels=2), augment=Augment(pad=1)
+            epochs=1,
+            network=DiscreteSettings(channels=2),
+            optimiser=WeightOptimiser(schedule="linear"),
+            augment=Augment(pad=1),
         ),
-        candidates=2,
+        candidates=3,
         members=2,
     ),
     sizes=StudySizes(deep_pool=3, free_pool=3, screened=2, curve_points=2, shift_images=20),
 )
 
+_DEMO_WEIGHTS = WeightOptimiser(lr=0.1, schedule="linear", nesterov=True)
 _DEMO_SEARCH = SearchSettings(
-    epochs=8,
+    epochs=16,
     batch_size=32,
     network=SupernetSettings(channels=4),
-    augment=Augment(pad=1),
-    **_FAST_STEPS,
+    weights=_DEMO_WEIGHTS,
+    structure=StructureOptimiser(lr=0.1, betas=(0.5, 0.999)),
+    augment=Augment(pad=0),
+    relaxation="sampled",
 )
 _DEMO = Profile(
     name="demo",
     data=DataSelection(source="digits"),
     budget=Budget(
         darts=_DEMO_SEARCH,
-        hypernetwork=replace(_DEMO_SEARCH, epochs=12),
+        hypernetwork=replace(_DEMO_SEARCH, epochs=12, regulariser=Regulariser(lambda_draws=16)),
         retrain=RetrainSettings(
             epochs=8,
             batch_size=64,
-            network=DiscreteSettings(channels=8),
-            optimiser=_FAST_RETRAINING,
-            augment=Augment(pad=1),
+            network=DiscreteSettings(channels=16),
+            optimiser=_DEMO_WEIGHTS,
+            augment=Augment(pad=0),
         ),
         candidates=6,
     ),
-    sizes=StudySizes(deep_pool=8, free_pool=10, screened=12, curve_points=3),
+    sizes=StudySizes(deep_pool=8, free_pool=8, screened=12, curve_points=3),
+    systems=(*_SLIDES, *_RIVALS),
 )
 
 # %% ../../nbs/study/profiles.ipynb #5aaf008b
@@ -179,27 +208,32 @@ _CPU = Profile(
         candidates=6,
     ),
     sizes=StudySizes(deep_pool=10, free_pool=13, seeds=5),
+    systems=(*_SLIDES, "DeepEns-N", *_REPEATING, *_SELECTIONS),
 )
 
+_LONG_WEIGHTS = WeightOptimiser(lr=0.1, schedule="linear", nesterov=True)
 _LONG_SEARCH = SearchSettings(
-    epochs=20,
-    images=2560,
+    epochs=10,
+    relaxation="sampled",
+    weights=_LONG_WEIGHTS,
+    structure=StructureOptimiser(lr=0.02, betas=(0.5, 0.999)),
     augment=Augment(pad=2, flip=True),
-    **_FAST_STEPS,
 )
 _CPU_LONG = Profile(
     name="cpu-long",
-    data=DataSelection(source="cifar100", downscale=2, train_images=15_000, val_images=5000),
+    data=DataSelection(source="cifar100", downscale=2, train_images=45_000, val_images=5000),
     budget=Budget(
         darts=_LONG_SEARCH,
-        hypernetwork=replace(_LONG_SEARCH, epochs=30),
+        hypernetwork=replace(_LONG_SEARCH, epochs=15),
         retrain=RetrainSettings(
-            epochs=4,
-            optimiser=_FAST_RETRAINING,
+            epochs=10,
+            optimiser=_LONG_WEIGHTS,
             augment=Augment(pad=2, flip=True),
         ),
+        candidates=6,
     ),
-    sizes=StudySizes(seeds=3),
+    sizes=StudySizes(deep_pool=7, free_pool=10, optima=4, snapshots=3, seeds=3),
+    systems=(*_SLIDES, *_RIVALS, *_SNAPSHOTS, *_STAGED),
 )
 
 _PAPER = Profile(

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ from ..hypernetwork import Hypernetwork
 from ..neighbours import deviate, random_genotype
 from .profiles import Profile
 from .records import Record
+from .stages import averaged, hatched, independent, nearest, snapshots, widened
 from edgenes.study.tasks import (
     DartsSearch,
     EnsembleRun,
     Evolution,
     HypernetworkTraining,
     Plan,
+    Retraining,
     Screening,
     ShiftRun,
     candidates_of,
@@ -35,9 +37,9 @@ from edgenes.study.tasks import (
 from .workspace import Workspace
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'EDGENES_VARIANTS', 'searched', 'Trained', 'trained', 'ensemble', 'single_network', 'network_at_lambda',
-           'deviation_at_lambda', 'spread_lambdas', 'Pool', 'best_screened', 'System', 'search_counts',
-           'candidate_pool', 'system_plan']
+__all__ = ['TRIAL_EPOCHS', 'SYSTEMS', 'EDGENES_VARIANTS', 'searched', 'Trained', 'trained', 'ensemble', 'single_network',
+           'network_at_lambda', 'deviation_at_lambda', 'spread_lambdas', 'Pool', 'best_screened', 'System',
+           'search_counts', 'candidate_pool', 'system_plan']
 
 # %% ../../nbs/study/systems.ipynb #sys0005
 def searched(
@@ -47,10 +49,46 @@ def searched(
     variant: str = "",  # of the search
     space_variant: str = "",  # variant whose space the optima are read off in; empty: `variant`
 ) -> Plan:
-    """Plan of DARTS searches; returns (their optima, their records)."""
-    records = yield [DartsSearch(seed, index, variant) for index in range(count)]
+    """Plan of DARTS searches; returns (their optima, their records).
+
+    Where the profile has several searches for one optimum, the record is that of the best of them,
+    with the seconds of them all and of their trials.
+    """
     space = space_of(workspace.profile, space_variant or variant)
+    optima = workspace.profile.sizes.optima
+    records = yield [DartsSearch(seed, index, variant) for index in range(count * optima)]
+    if optima > 1:
+        records = yield from _best_of_each(workspace, seed, records, space)
     return [optimum_of(record, space) for record in records], records
+
+
+TRIAL_EPOCHS = 1  # of the short training by which one of several optima is chosen
+
+
+def _best_of_each(
+    workspace: Workspace,
+    seed: int,
+    records: Sequence[Record],  # of searches, those for one optimum next to each other
+    space: SearchSpace,
+) -> Plan:
+    """Plan of the trials of several searches; returns one record for each optimum."""
+    settings = replace(workspace.profile.budget.retrain, epochs=TRIAL_EPOCHS)
+    genotypes = [optimum_of(record, space) for record in records]
+    trials = yield [
+        Retraining(1000 * seed + place, genotype, settings)
+        for place, genotype in enumerate(genotypes)
+    ]
+    optima = workspace.profile.sizes.optima
+    best = []
+    for first in range(0, len(records), optima):
+        places = range(first, first + optima)
+        chosen = min(places, key=lambda place: trials[place]["results"]["val"]["nll_nats"])
+        seconds = sum(
+            records[place]["seconds"]["search"] + Retraining.cost(trials[place], workspace.records)
+            for place in places
+        )
+        best.append(records[chosen] | {"seconds": {"search": seconds}})
+    return best
 
 
 class Trained(NamedTuple):
@@ -75,6 +113,15 @@ def trained(
     return Trained(optima[0], hypernetwork_of(record), record, seconds)
 
 
+def _generations(retrainings: Iterable[Retraining]) -> list[list[Retraining]]:
+    """Retrainings and their ancestors, each once, parents before those that hatch from them."""
+    family = [one for last in retrainings for one in (*last.ancestors, last)]
+    by_age: dict[int, list[Retraining]] = {}
+    for one in dict.fromkeys(family):
+        by_age.setdefault(len(one.ancestors), []).append(one)
+    return [by_age[age] for age in sorted(by_age)]
+
+
 def ensemble(
     workspace: Workspace,
     task: EnsembleRun | ShiftRun,
@@ -84,7 +131,9 @@ def ensemble(
     Returns its record.
     """
     if task.done(workspace) is None:
-        yield list(dict.fromkeys(task.retrainings()))
+        retrainings = task.retrainings()
+        for generation in _generations(retrainings):
+            yield generation
     (record,) = yield [task]
     return record
 
@@ -165,6 +214,7 @@ class Pool(NamedTuple):
 
     candidates: tuple[Candidate, ...]
     search_seconds: float = 0.0
+    trainings: tuple[Retraining, ...] = ()  # of the candidates; empty: as the profile has it
 
 
 def _random_pool(workspace: Workspace, seed: int, count: int) -> Pool:
@@ -173,8 +223,8 @@ def _random_pool(workspace: Workspace, seed: int, count: int) -> Pool:
     return Pool(with_retraining_seeds(seed, genotypes))
 
 
-def _evolved_pool(workspace: Workspace, seed: int) -> Plan:
-    (record,) = yield [Evolution(seed)]
+def _evolved_pool(workspace: Workspace, seed: int, rule: str) -> Plan:
+    (record,) = yield [Evolution(seed, rule)]
     return Pool(candidates_of(record["results"]["pool"], workspace.profile.space))
 
 
@@ -236,6 +286,39 @@ def _screened_pool(workspace: Workspace, seed: int) -> Plan:
     seconds = parts.search_seconds + record["seconds"]["screening"]
     return Pool(with_retraining_seeds(seed, genotypes), seconds)
 
+# %% ../../nbs/study/systems.ipynb #sysstagesc
+def _staged_pool(workspace: Workspace, seed: int, system: str) -> Plan:
+    """The members of a system that trains alpha*, or what hatches from it, in stages."""
+    profile = workspace.profile
+    settings = profile.budget.retrain
+    members = profile.budget.members
+    epochs = profile.budget.candidates * settings.epochs
+    if system == "EdgeNES-hatch":
+        parts = yield from trained(workspace, seed)
+        genotypes = nearest(parts.hypernetwork, members)
+        trainings = hatched(settings, parts.optimum, genotypes, seed, epochs)
+        return _pool_of(trainings, parts.search_seconds)
+    (optimum,), (darts,) = yield from searched(workspace, seed)
+    match system:
+        case "DeepEns-hatch":
+            trainings = hatched(settings, optimum, [optimum] * members, seed, epochs)
+        case "Snapshots":
+            trainings = snapshots(settings, optimum, seed, epochs, members)
+        case "SWA":
+            trainings = averaged(settings, optimum, seed, epochs, members)
+        case "One":
+            trainings = independent(settings, [optimum], seed, epochs)
+        case _:
+            percent = profile.sizes.wide_percent
+            trainings = widened(settings, optimum, seed, epochs, percent)
+    return _pool_of(trainings, darts["seconds"]["search"])
+
+
+def _pool_of(trainings: Sequence[Retraining], search_seconds: float) -> Pool:
+    """The pool that some trainings make."""
+    candidates = tuple(Candidate(training.genotype, training.seed) for training in trainings)
+    return Pool(candidates, search_seconds, tuple(trainings))
+
 # %% ../../nbs/study/systems.ipynb #sys0014
 @dataclass(frozen=True, kw_only=True)
 class System:
@@ -243,6 +326,7 @@ class System:
 
     searches: tuple[str, ...] = ()  # kinds of the runs that lead to its candidates
     keeps_pool: bool = False  # every candidate is a member: nothing is selected
+    has_snapshots: bool = False  # each candidate is in the pool after each of its last epochs
     rule: str = "exhaustive"  # of the selection
     criterion: str = ""  # of the selection; empty: that of the profile
 
@@ -258,14 +342,25 @@ _ALL_SYSTEMS = {
     "EdgeNES": System(searches=_EDGENES),
     "DeepEns": System(searches=_DARTS, keeps_pool=True),
     "DeepEns-N": System(searches=_DARTS),
-    "NES-RS": System(rule="forward", criterion="nll"),
-    "NES-RE": System(rule="forward", criterion="nll"),
+    "NES-RS": System(rule="forward-distinct", criterion="nll"),
+    "NES-RE": System(rule="forward-distinct", criterion="nll"),
+    "NES-RS-repeat": System(rule="forward", criterion="nll"),
+    "NES-RE-repeat": System(rule="forward", criterion="nll"),
     "EdgeNES-nll": System(searches=_EDGENES, criterion="nll"),
     "EdgeNES-skew": System(searches=_EDGENES, criterion="nll"),
+    "EdgeNES-snap": System(
+        searches=_EDGENES, has_snapshots=True, rule="forward-distinct", criterion="nll"
+    ),
     "EdgeNES-screen": System(searches=(*_EDGENES, "screening"), criterion="nll"),
+    "EdgeNES-hatch": System(searches=_EDGENES, keeps_pool=True),
+    "DeepEns-hatch": System(searches=_DARTS, keeps_pool=True),
+    "Snapshots": System(searches=_DARTS, keeps_pool=True),
+    "SWA": System(searches=_DARTS, keeps_pool=True),
+    "One": System(searches=_DARTS, keeps_pool=True),
+    "One-wide": System(searches=_DARTS, keeps_pool=True),
 }
 SYSTEMS = tuple(_ALL_SYSTEMS)  # in the order of all tables
-EDGENES_VARIANTS = ("EdgeNES-nll", "EdgeNES-skew", "EdgeNES-screen")
+EDGENES_VARIANTS = ("EdgeNES-nll", "EdgeNES-skew", "EdgeNES-snap", "EdgeNES-screen")
 
 
 def search_counts(
@@ -300,18 +395,20 @@ def candidate_pool(
             return _random_pool(workspace, seed, 1)
         case "Random-NES":
             return _random_pool(workspace, seed, budget.candidates)
-        case "NES-RS":
+        case "NES-RS" | "NES-RS-repeat":
             return _random_pool(workspace, seed, sizes.free_pool)
-        case "NES-RE":
-            return (yield from _evolved_pool(workspace, seed))
+        case "NES-RE" | "NES-RE-repeat":
+            return (yield from _evolved_pool(workspace, seed, _ALL_SYSTEMS[system].rule))
         case "RandomD-NES":
             return (yield from _deviation_pool(workspace, seed))
-        case "EdgeNES" | "EdgeNES-nll":
+        case "EdgeNES" | "EdgeNES-nll" | "EdgeNES-snap":
             return (yield from _hypernetwork_pool(workspace, seed))
         case "EdgeNES-skew":
             return (yield from _hypernetwork_pool(workspace, seed, towards_optimum=True))
         case "EdgeNES-screen":
             return (yield from _screened_pool(workspace, seed))
+        case "EdgeNES-hatch" | "DeepEns-hatch" | "Snapshots" | "SWA" | "One" | "One-wide":
+            return (yield from _staged_pool(workspace, seed, system))
     raise EdgenesError(f"unknown system {system!r}: use one of {', '.join(SYSTEMS)}")
 
 
@@ -333,5 +430,7 @@ def system_plan(
         rule=choice.rule,
         criterion=choice.criterion or budget.criterion,
         search_seconds=pool.search_seconds,
+        trainings=pool.trainings,
+        has_snapshots=choice.has_snapshots,
     )
     return (yield from ensemble(workspace, task))

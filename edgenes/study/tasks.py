@@ -26,13 +26,15 @@ from ..algorithm import Candidate, draw_lambdas
 from ..bilevel import SearchSettings
 from ..core import Diverged, EdgenesError, check_int, require
 from ..data import Data, Split
-from ..device import compute_seconds, keep_memory
+from ..device import compute_seconds, keep_memory, memory_told
+from ..discrete import DiscreteNetwork
 from ..ensembles import select
 from ..genotype import Genotype, SearchSpace
+from ..hatching import hatch
 from ..hypernetwork import Hypernetwork
 from ..metrics import ensemble_metrics, fit_temperature, scaled
 from ..neighbours import deviate, random_genotype
-from ..retraining import new_network, predict, retrain
+from ..retraining import RetrainSettings, new_network, predict, retrain
 from ..search import SearchResult, search_darts, search_halves, train_hypernetwork
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .profiles import Profile
@@ -68,7 +70,7 @@ class Variant:
     regulariser: dict[str, Any] = field(default_factory=dict)  # fields of `Regulariser`
     hypernetwork: dict[str, Any] = field(default_factory=dict)  # of `HypernetworkSettings`
     relaxation: str = ""  # empty: that of the profile
-    epochs_factor: int = 1
+    same_seconds: bool = False  # other epochs, for about the seconds of the profile
     inputs_per_node: int = 0  # 0: that of the profile
 
 
@@ -81,8 +83,10 @@ VARIANTS = {
     "no margin": Variant(hypernetwork={"margin": 0.0}),
     "gumbel forward": Variant(relaxation="gumbel"),
     "two inputs": Variant(inputs_per_node=2),
-    "sampled": Variant(relaxation="sampled", epochs_factor=5),
+    "faithful": Variant(relaxation="faithful", same_seconds=True),
+    "sampled": Variant(relaxation="sampled", same_seconds=True),
 }
+_STEPS_FOR_ONE = {"faithful": 1, "gumbel": 1, "sampled": 5}  # in the seconds of a faithful step
 
 
 def _variant(name: str) -> Variant:
@@ -97,12 +101,17 @@ def varied_settings(
 ) -> SearchSettings:
     """The settings of a search with the changes of a variant. `EdgenesError` for an unknown one."""
     changes = _variant(variant)
+    relaxation = changes.relaxation or settings.relaxation
+    epochs = settings.epochs
+    if changes.same_seconds:
+        faithful_epochs = epochs / _STEPS_FOR_ONE[settings.relaxation]
+        epochs = max(1, round(faithful_epochs * _STEPS_FOR_ONE[relaxation]))
     return replace(
         settings,
-        epochs=settings.epochs * changes.epochs_factor,
+        epochs=epochs,
         regulariser=replace(settings.regulariser, **changes.regulariser),
         hypernetwork=replace(settings.hypernetwork, **changes.hypernetwork),
-        relaxation=changes.relaxation or settings.relaxation,
+        relaxation=relaxation,
     )
 
 
@@ -307,11 +316,18 @@ def run_task(
 ) -> Record:
     """Runs a task unless its record exists, going on from its checkpoint; returns the record.
 
-    `EdgenesError` when the run fails. A run that diverges is recorded as failed.
+    `EdgenesError` when the run fails, `OutOfMemory` where memory ran out. A run that diverges is
+    recorded as failed.
     """
     record = task.done(workspace)
     if record is not None:
         return record
+    with memory_told(f"{task.kind}, seed {task.seed}"):
+        return _run_or_wait(task, workspace)
+
+
+def _run_or_wait(task: Task, workspace: Workspace) -> Record:
+    """Runs a task, or waits for another process that runs it."""
     _prepare_process(workspace)
     checkpoint = checkpoint_of(task, workspace)
     with claimed(checkpoint.folder):
@@ -345,13 +361,6 @@ def _run_claimed(task: Task, workspace: Workspace, checkpoint: DiskCheckpoint) -
         message = {"message": str(error)}
         write_record(records, "failed", inputs | {"kind": task.kind}, message, wall, device)
         raise
-    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
-        if "memory" not in f"{type(error).__name__} {error}".lower():
-            raise
-        raise EdgenesError(
-            f"no memory is left for {task.kind}, seed {task.seed} ({error}): "
-            "use fewer --workers, or free memory, and start again"
-        ) from error
     # of this process: where a run was resumed, the earlier epochs are in its log alone
     seconds["wall"] = time.perf_counter() - start
     return write_record(records, task.kind, inputs, results, seconds, device)
@@ -637,36 +646,87 @@ class Screening(Task):
 @register
 @dataclass(frozen=True)
 class Retraining(Task):
-    """One genotype, trained from scratch; keeps its predictions and weights in the cache."""
+    """One genotype, trained from scratch or hatched; keeps predictions and weights in the cache."""
 
     kind = "retraining"
     noun = "retraining"
     seed: int  # of the retraining itself
     genotype: Genotype
+    settings: RetrainSettings | None = None  # None: those of the profile
+    parent: Retraining | None = None  # the trained network that it hatches from; None: none
+
+    @property
+    def ancestors(self) -> list[Retraining]:
+        """The trainings that come before it, the eldest first."""
+        return [*self.parent.ancestors, self.parent] if self.parent else []
+
+    def settings_in(self, profile: Profile) -> RetrainSettings:
+        """How it is trained where that profile is run."""
+        return self.settings or profile.budget.retrain
+
+    def training(self, profile: Profile) -> dict[str, Any]:
+        """What tells it from other trainings on the same data, as plain JSON."""
+        description = {
+            "settings": describe_settings(self.settings_in(profile)),
+            "seed": self.seed,
+            "genotype": self.genotype.to_dict()["edges"],
+        }
+        return description | ({"parent": self.parent.training(profile)} if self.parent else {})
 
     def inputs(self, workspace: Workspace) -> dict[str, Any]:
-        return workspace.inputs(
-            settings=describe_settings(workspace.profile.budget.retrain),
-            seed=self.seed,
-            space=self.genotype.space.to_dict(),
-            genotype=self.genotype.to_dict()["edges"],
-        )
+        own = self.training(workspace.profile)
+        if workspace.profile.sizes.snapshots > 1:
+            own["snapshots"] = workspace.profile.sizes.snapshots
+        return workspace.inputs(space=self.genotype.space.to_dict(), **own)
+
+    def snapshot_keys(self, workspace: Workspace) -> list[str]:
+        """Names of its predictions in the cache: after the last epoch, the one before, ..."""
+        key = self.key(workspace)
+        epochs = self.settings_in(workspace.profile).epochs
+        earliest = max(1, epochs - workspace.profile.sizes.snapshots + 1)
+        return [key] + [f"{key}-{epoch}" for epoch in range(epochs - 1, earliest - 1, -1)]
+
+    def hatched(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> DiscreteNetwork | None:
+        """The network that it starts from; None where it starts from scratch."""
+        if self.parent is None:
+            return None
+        run_task(self.parent, workspace)
+        settings = self.parent.settings_in(workspace.profile)
+        network = new_network(workspace.data, self.parent.genotype, settings.network)
+        weights_or_rerun(network, self.parent, workspace, checkpoint)
+        return hatch(network, self.genotype, self.seed)
 
     def done(self, workspace: Workspace) -> Record | None:
         """The record; None also where the predictions are gone, which ensembles need."""
         record = super().done(workspace)
-        if record is not None and load_predictions(workspace.records, self.key(workspace)) is None:
+        if record is None:
             return None
-        return record
+        keys = self.snapshot_keys(workspace)
+        is_complete = all(load_predictions(workspace.records, key) is not None for key in keys)
+        return record if is_complete else None
 
     def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
         data = workspace.data
         device = data.train.images.device
+        key = self.key(workspace)
+        snapshots = self.snapshot_keys(workspace)[1:]
+
+        def keep_snapshot(network: DiscreteNetwork, epoch: int) -> None:
+            if f"{key}-{epoch}" in snapshots:
+                val = predict(network, data.val, data).numpy()
+                test = predict(network, data.test, data).numpy()
+                save_predictions(workspace.records, f"{key}-{epoch}", val=val, test=test)
+
         network, log = retrain(
-            data, self.genotype, workspace.profile.budget.retrain, self.seed, checkpoint=checkpoint
+            data,
+            self.genotype,
+            self.settings_in(workspace.profile),
+            self.seed,
+            start=self.hatched(workspace, checkpoint),
+            checkpoint=checkpoint,
+            on_network=keep_snapshot,
         )
         start = compute_seconds(device)
-        key = self.key(workspace)
         val = predict(network, data.val, data).numpy()
         test = predict(network, data.test, data).numpy()
         save_weights(workspace.records, key, network)
@@ -698,8 +758,8 @@ class Retraining(Task):
 
 def retrainings_of(
     candidates: Iterable[Candidate],
-) -> list[Task]:
-    """The retraining of each candidate, in their order."""
+) -> list[Retraining]:
+    """The retraining of each candidate from scratch, in their order."""
     return [Retraining(seed, genotype) for genotype, seed in candidates]
 
 # %% ../../nbs/study/tasks.ipynb #5dc9024
@@ -710,15 +770,22 @@ class Evolution(Task):
 
     kind = "evolution"
     seed: int
+    rule: str = "forward-distinct"  # by which the best ensemble is formed, a name in `RULES`
+
+    @property
+    def label(self) -> str:
+        return self.rule
 
     def inputs(self, workspace: Workspace) -> dict[str, Any]:
         profile = workspace.profile
-        return workspace.inputs(
+        inputs = workspace.inputs(
             settings=describe_settings(profile.budget.retrain),
             seed=self.seed,
             evaluations=profile.sizes.free_pool,
             members=profile.budget.members,
         )
+        # Records that name no rule selected with repetition.
+        return inputs | ({"rule": self.rule} if self.rule != "forward" else {})
 
     def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
         profile = workspace.profile
@@ -734,7 +801,8 @@ class Evolution(Task):
             else:
                 oldest = place - population_size
                 alive = np.stack(probs[oldest:])
-                ensemble = select(alive, labels, profile.budget.members, "forward", "nll").members
+                members = profile.budget.members
+                ensemble = select(alive, labels, members, self.rule, "nll").members
                 parent = visited[oldest + ensemble[chance.integers(len(ensemble))]]
                 child = deviate(parent, profile.space.max_shared - 1, retraining_seed)
             retraining = Retraining(retraining_seed, child)
@@ -799,10 +867,11 @@ def _pool_predictions(keys: Sequence[str], workspace: Workspace) -> tuple[np.nda
     return val, test
 
 
-def _retraining_seconds(retrainings: Iterable[Task], workspace: Workspace) -> float:
-    """What finished retrainings cost together."""
+def _retraining_seconds(retrainings: Iterable[Retraining], workspace: Workspace) -> float:
+    """What finished retrainings cost together; a parent that several share is paid once."""
+    family = [member for one in retrainings for member in (*one.ancestors, one)]
     total = 0.0
-    for retraining in retrainings:
+    for retraining in dict.fromkeys(family):
         record = retraining.done(workspace)
         assert record is not None, "an ensemble is made after its retrainings"
         total += Retraining.cost(record, workspace.records)
@@ -824,17 +893,25 @@ class EnsembleRun(Task):
     rule: str = "exhaustive"  # of the selection; there is none where the whole pool is kept
     criterion: str = "accuracy"  # of the selection
     search_seconds: float = 0.0  # what the searches of the system cost; not an input
+    trainings: tuple[Retraining, ...] = ()  # of the pool; empty: from scratch, as the profile says
+    has_snapshots: bool = False  # each candidate counts after each of its last epochs
 
     @property
     def label(self) -> str:
         return self.system
 
-    def retrainings(self) -> list[Task]:
+    def retrainings(self) -> list[Retraining]:
         """The retrainings of the pool."""
-        return retrainings_of(self.pool)
+        return list(self.trainings) or retrainings_of(self.pool)
 
     def inputs(self, workspace: Workspace) -> dict[str, Any]:
-        return _pool_inputs(workspace, self.pool) | {
+        inputs = _pool_inputs(workspace, self.pool)
+        if self.trainings:
+            profile = workspace.profile
+            inputs["trainings"] = [training.training(profile) for training in self.trainings]
+        if self.has_snapshots:
+            inputs["snapshots"] = workspace.profile.sizes.snapshots
+        return inputs | {
             "seed": self.seed,
             "experiment": self.experiment,
             "system": self.system,
@@ -844,10 +921,16 @@ class EnsembleRun(Task):
             "criterion": self.criterion,
         }
 
+    def prediction_keys(self, workspace: Workspace) -> list[str]:
+        """Names in the cache of the predictions that are selected among."""
+        if not self.has_snapshots:
+            return [one.key(workspace) for one in self.retrainings()]
+        return [key for one in self.retrainings() for key in one.snapshot_keys(workspace)]
+
     def chosen(self, val: np.ndarray, labels: np.ndarray) -> list[int]:
         """Places of the members in the pool, by validation predictions (M, N, K), labels (N,)."""
-        keep = self.keep or len(self.pool)
-        if keep == len(self.pool) and self.rule != "forward":
+        keep = self.keep or len(val)
+        if keep == len(val) and self.rule != "forward":
             return list(range(keep))
         return list(select(val, labels, keep, self.rule, self.criterion).members)
 
@@ -856,15 +939,14 @@ class EnsembleRun(Task):
         device = data.train.images.device
         labels = data.val.labels.cpu().numpy()
         test_labels = data.test.labels.cpu().numpy()
-        retrainings = self.retrainings()
-        keys = [retraining.key(workspace) for retraining in retrainings]
+        keys = self.prediction_keys(workspace)
         val, test = _pool_predictions(keys, workspace)
         start = compute_seconds(device)
         chosen = self.chosen(val, labels)
         seconds = {
             "search": self.search_seconds,
             "selection": compute_seconds(device) - start,
-            "retraining": _retraining_seconds(retrainings, workspace),
+            "retraining": _retraining_seconds(self.retrainings(), workspace),
         }
         temperature = fit_temperature(val[chosen], labels)
         scaled_metrics = ensemble_metrics(scaled(test[chosen], temperature), test_labels)
@@ -922,7 +1004,7 @@ class ShiftRun(Task):
     def label(self) -> str:
         return self.system
 
-    def retrainings(self) -> list[Task]:
+    def retrainings(self) -> list[Retraining]:
         """The retrainings of the members."""
         return retrainings_of(self.members)
 
