@@ -178,7 +178,7 @@ class Bilevel:
         batch: Batch,  # images and labels
         vector: Tensor,  # (s,) structure vector
         temperature: float = 1.0,  # of a relaxation that is drawn
-        generator: torch.Generator | None = None,  # draws it, on the device of the vector
+        generator: torch.Generator | None = None,  # draws it
     ) -> Tensor:
         """Cross-entropy of the supernet at a structure vector, in nats."""
         images, labels = batch
@@ -209,10 +209,13 @@ class StepInputs:
 
 
 def _noise(inputs: StepInputs, use: str, device: torch.device) -> torch.Generator | None:
-    """The generator of one use of noise in a step; None on the meta device, which draws nothing."""
+    """The generator of one use of noise in a step; None on the meta device, which draws nothing.
+
+    It draws on the CPU, so that a GPU sees the same numbers.
+    """
     if device.type == "meta":
         return None
-    return stream(inputs.noise_seed, use, device=device)
+    return stream(inputs.noise_seed, use)
 
 
 class Objective(NamedTuple):

@@ -73,7 +73,8 @@ def checked_split(
     require(
         height % 2 == 0 == width % 2,
         f"{where}: images are {height} x {width} pixels (N x H x W x C is read): height and width "
-        "must be even; resize or pad them, or transpose images whose channels come first",
+        "must be even; resize or pad them, or transpose images whose channels come first"
+        + ("; give one image as x[None]" if images.shape[2] in (1, 3) else ""),
     )
     channels_first = np.require(images.transpose(0, 3, 1, 2), requirements=("C", "W"))
     return Split(torch.from_numpy(channels_first), torch.from_numpy(labels.astype(np.int64)))
@@ -81,15 +82,28 @@ def checked_split(
 # %% ../nbs/method/02_data.ipynb #30a7020b
 def _check_images(images: np.ndarray, where: str) -> None:
     if images.dtype != np.uint8:
-        has_nan = images.dtype.kind == "f" and np.isnan(images).any()
-        raise EdgenesError(
-            f"{where}: images are {images.dtype}{' with NaN' if has_nan else ''}, not uint8: store "
-            "pixels as whole numbers 0..255, (255 * x).round().astype('uint8') for x in [0, 1]"
-        )
+        raise EdgenesError(f"{where}: images are {images.dtype}{_advice_on_pixels(images)}")
     require(
         images.ndim in (3, 4) and images.size > 0,
         f"{where}: images have shape {images.shape}: "
-        "store N x H x W x C (or N x H x W when grey), none of them 0",
+        "store N x H x W x C (or N x H x W when grey), none of them 0; one image is x[None]",
+    )
+
+
+def _advice_on_pixels(images: np.ndarray) -> str:
+    """What to do with pixels that are not uint8."""
+    advice = ", not uint8: store pixels as whole numbers 0..255, "
+    if images.dtype.kind == "b":
+        return advice + "x * np.uint8(255) for truth values x"
+    if images.dtype.kind in "iu" and images.size > 0:
+        low = images.min()
+        high = images.max()
+        if low >= 0 and high <= 255:
+            return advice + "x.astype('uint8') for these"
+        return f" from {low} to {high}{advice}scaled by one factor for all images"
+    has_nan = images.dtype.kind == "f" and np.isnan(images).any()
+    return (
+        f"{' with NaN' if has_nan else ''}{advice}(255 * x).round().astype('uint8') for x in [0, 1]"
     )
 
 
@@ -175,6 +189,7 @@ class Data:
     mean: torch.Tensor  # (C,), of the training split, in [0, 1]
     std: torch.Tensor  # (C,), of the training split, in [0, 1]
     fingerprint: str  # depends on every pixel, label and class name
+    class_weights: torch.Tensor | None = None  # (K,), how often training draws a class; None: alike
 
     @property
     def channels(self) -> int:
@@ -376,13 +391,14 @@ def downscale_data(
     """The same splits with smaller images, measured and given a fingerprint anew."""
     if factor == 1:
         return data
-    return assemble(
+    smaller = assemble(
         data.name,
         data.class_names,
         {"train": data.train, "val": data.val, "test": data.test},
         {part: np.array(index) for part, index in data.indices.items()},
         factor,
     )
+    return replace(smaller, class_weights=data.class_weights)
 
 # %% ../nbs/method/02_data.ipynb #30a7041
 @dataclass(frozen=True, kw_only=True)
@@ -474,7 +490,12 @@ def batches(
         "random order and augmentation need a generator: pass one, or shuffle=False",
     )
     size = min(check_int(batch_size, "batch_size"), n)
-    order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+    order = torch.arange(n)
+    if shuffle and data.class_weights is not None:
+        shares = data.class_weights.cpu()[split.labels.cpu()]
+        order = torch.multinomial(shares, n, replacement=True, generator=generator)
+    elif shuffle:
+        order = torch.randperm(n, generator=generator)
     order = order.to(split.labels.device)
     pixels = split.images.permute(0, 2, 3, 1)  # selecting copies whole images of this layout
     end = n - size + 1 if drop_last else n

@@ -6,33 +6,34 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .core import require, shown
+from .core import EdgenesError, require, shown
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import; a help text or an error should not wait for it
 
 # %% auto #0
-__all__ = ['pick_device', 'accelerated', 'compute_seconds', 'keep_memory']
+__all__ = ['pick_device', 'accelerated', 'count_gpus', 'take_gpu', 'OutOfMemory', 'memory_told', 'compute_seconds', 'keep_memory']
 
 # %% ../nbs/method/01_device.ipynb #29d2008devi
 def pick_device(
     name: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
 ) -> torch.device:
-    """The device to compute on; "auto" means the GPU where there is one.
+    """The device to compute on; "auto" means the GPU where there is one. A GPU computes in float32.
 
     `EdgenesError` for an unknown name, or for a GPU that is not there.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     require(
         isinstance(name, str) and re.fullmatch("cpu|cuda(:[0-9]{1,4})?", name),
         f"unknown device {shown(name)}: use auto, cpu, cuda or cuda:N",
@@ -45,6 +46,8 @@ def pick_device(
             f"device {name} asked for, but {available} GPUs are available: "
             "use --device cpu, or auto",
         )
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(name)
 
 # %% ../nbs/method/01_device.ipynb #29d2011devi
@@ -93,6 +96,53 @@ def accelerated(
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.float, result)
 
     return call
+
+# %% ../nbs/method/01_device.ipynb #0cb560e3
+def count_gpus(
+    device: str,  # "auto", "cpu", "cuda" or "cuda:N", as `pick_device` takes it
+) -> int:  # 0 on a CPU
+    """How many GPUs the workers of a study share: all visible ones, or the one that is named."""
+    import torch
+
+    chosen = pick_device(device)
+    if chosen.type != "cuda":
+        return 0
+    return torch.cuda.device_count() if chosen.index is None else 1
+
+
+def take_gpu(
+    place: int,  # of this worker among all, from 0
+    gpus: int,  # how many GPUs are shared
+) -> None:
+    """Hides all GPUs but one from this process, which has not used CUDA before."""
+    if gpus < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    names = visible.split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[place % gpus].strip()
+
+# %% ../nbs/method/01_device.ipynb #2334f72f
+class OutOfMemory(EdgenesError):
+    """Memory ran out, on the GPU or on the CPU: with fewer workers there may be enough."""
+
+
+@contextmanager
+def memory_told(
+    what: str,  # what is run, for the message
+) -> Iterator[None]:
+    """Turns errors of memory that ran out into `OutOfMemory`; others pass."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = f"{type(error).__name__}: {error}"
+        if not re.search(
+            r"memoryerror|out ?of ?memory|n[o']t (allocate|enough) memory", text, re.I
+        ):
+            raise
+        cause = ". ".join(text.split(". ")[:2])  # advice on allocators follows
+        raise OutOfMemory(
+            f"no memory is left for {what} ({cause}): free memory, or use fewer --workers"
+        ) from error
 
 # %% ../nbs/method/01_device.ipynb #29d2015devi
 def compute_seconds(

@@ -6,15 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .core import require
 from .genotype import Genotype
-from .kernels import dense
+from .kernels import dense, fork
 from .network import CellNetwork, CellShape
-from .operations import ConvNorm, norm, operation, preprocess
+from edgenes.operations import (
+    ConvNorm,
+    FactorizedReduce,
+    apply_all,
+    norm,
+    operation,
+    preprocess,
+)
 
 # %% auto #0
 __all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork']
@@ -30,6 +38,7 @@ class DiscreteCell(nn.Module):
         self.nodes = genotype.space.intermediate_nodes
         cell_type = shape.cell_type(genotype.space.cell_types)
         self.edges = [edge for edge in genotype.edges if edge.cell == cell_type]
+        self.sources = {edge.source for edge in self.edges}
         self.ops = nn.ModuleList()
         for edge in self.edges:
             stride = shape.stride(edge.source)
@@ -40,25 +49,37 @@ class DiscreteCell(nn.Module):
         before: Tensor,  # (N, c_before, H, W) after a ReLU
         previous: Tensor,  # (N, c_previous, H', W') after a ReLU
         drop: Callable[[Tensor], Tensor],  # drops the output of an edge, for some images
+        pixels: Tensor | None = None,  # the corners of `before`, where only these are read
     ) -> Tensor:  # (N, nodes * channels, ...) before a ReLU
         """The nodes, side by side."""
-        sources = {edge.source for edge in self.edges}
-        states = {}
-        if 0 in sources:
-            states[0] = self.pre0(before)
-        if 1 in sources:
-            states[1] = self.pre1(previous)
+        outputs: dict[int, Tensor] = {}  # by the place of an edge
+        if 0 in self.sources:
+            if pixels is None:
+                state = self.pre0(before)
+            else:
+                state = cast(FactorizedReduce, self.pre0).reduce(pixels)
+            outputs |= self._edges_from(0, state)
+        if 1 in self.sources:
+            outputs |= self._edges_from(1, self.pre1(previous))
+        nodes = []
         for node in self.nodes:
-            outputs = []
-            for edge, op in zip(self.edges, self.ops):
+            terms = []
+            for place, edge in enumerate(self.edges):
                 if edge.node != node:
                     continue
-                output = op(states[edge.source])
-                if not isinstance(op, nn.Identity):
+                output = outputs.pop(place)
+                if not isinstance(self.ops[place], nn.Identity):
                     output = drop(output)
-                outputs.append(output)
-            states[node] = dense(sum(outputs[1:], outputs[0]))
-        return torch.cat([states[node] for node in self.nodes], 1)
+                terms.append(output)
+            state = dense(sum(terms[1:], terms[0]))
+            nodes.append(state)
+            outputs |= self._edges_from(node, state)
+        return torch.cat(nodes, 1)
+
+    def _edges_from(self, source: int, state: Tensor) -> dict[int, Tensor]:
+        """The outputs of all edges that leave a node, by their places."""
+        places = [place for place, edge in enumerate(self.edges) if edge.source == source]
+        return dict(zip(places, apply_all([self.ops[place] for place in places], state)))
 
 # %% ../nbs/method/17_discrete.ipynb #6bf9006disc
 class AuxiliaryHead(nn.Sequential):
@@ -160,11 +181,27 @@ class DiscreteNetwork(CellNetwork):
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of the head, and those of the auxiliary head (None in evaluation)."""
+        next_pixels: Tensor | None = None  # what the next cell reads of `before`
 
         def forward_cell(layer: int, before: Tensor, previous: Tensor) -> Tensor:
-            return self.cells[layer](before, previous, self.drop)
+            nonlocal next_pixels
+            pixels = next_pixels
+            next_pixels = None
+            if self._reads_corners(layer + 1):
+                is_same = before is previous
+                whole, next_pixels = fork(previous, 2)
+                previous = whole[0]
+                before = whole[1] if is_same else before
+            return self.cells[layer](before, previous, self.drop, pixels)
 
         return self.forward_cells(x, forward_cell)
+
+    def _reads_corners(self, layer: int) -> bool:
+        """Whether a cell reads only the corners of its first input; False if there is none."""
+        if layer == len(self.cells):
+            return False
+        cell = cast(DiscreteCell, self.cells[layer])
+        return self.shapes[layer].follows_reduction and 0 in cell.sources
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the head."""

@@ -108,16 +108,19 @@ class Hypernetwork(nn.Module):
 
         `EdgenesError` for a lambda outside [-margin, Lambda + margin], or not a number.
         """
-        lam = torch.as_tensor(lam, dtype=self.vectors.dtype, device=self.vectors.device)
-        _check_lambda(lam, self.margin, self.max_shared)
+        lam = torch.as_tensor(lam, dtype=self.vectors.dtype)
+        _check_lambda(lam, self.margin, self.max_shared)  # of a number: without asking a GPU
+        lam = lam.to(self.vectors.device)
         knots = self.knots()
-        left = torch.searchsorted(knots.detach(), lam.detach(), right=True) - 1
+        lams = lam.reshape(-1)  # an index that is a number would be asked from a GPU
+        left = torch.searchsorted(knots.detach(), lams.detach(), right=True) - 1
         left = left.clamp(0, len(knots) - 2)
-        weight = (lam - knots[left]) / (knots[left + 1] - knots[left])
+        weight = (lams - knots[left]) / (knots[left + 1] - knots[left])
         weight = weight.unsqueeze(-1)
         if self.printed_interpolation:
             weight = 1 - weight
-        return (1 - weight) * self.vectors[left] + weight * self.vectors[left + 1]
+        vectors = (1 - weight) * self.vectors[left] + weight * self.vectors[left + 1]
+        return vectors.reshape(*lam.shape, -1)
 
     def sample(
         self,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['SMALL_TENSOR', 'LARGE_TENSOR', 'EPS', 'uses_library', 'corners', 'widen', 'depthwise', 'pointwise', 'average_pool',
-           'mean_pixel', 'dense', 'norm_sum', 'batch_norm']
+__all__ = ['SMALL_TENSOR', 'LARGE_TENSOR', 'EPS', 'uses_library', 'corners', 'fork', 'widen', 'depthwise', 'pointwise',
+           'average_pool', 'mean_pixel', 'dense', 'norm_sum', 'batch_norm']
 
 # %% ../nbs/method/08_kernels.ipynb #3203012kern
 def uses_library(x: Tensor) -> bool:
@@ -210,6 +210,45 @@ def corners(
     """
     return _Corners.apply(x, offsets)
 
+
+class _Fork(torch.autograd.Function):
+    """The same image for several readers, and its corners after them (identity 5)."""
+
+    @staticmethod
+    def forward(ctx, x, readers):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        return *(x.view_as(x) for _ in range(readers)), corners(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (x,) = ctx.saved_tensors
+        *whole, grad_corners = grads
+        whole = [grad for grad in whole if grad is not None]
+        if len(whole) > 1:
+            grad_x = whole[0] + whole[1]
+            for grad in whole[2:]:
+                grad_x.add_(grad)
+        else:
+            # The gradient of a single reader may be read elsewhere, so it is not changed.
+            grad_x = whole[0].clone() if whole else torch.zeros_like(x)
+        if grad_corners is not None:
+            for i, part in enumerate(grad_corners.chunk(2, 1)):
+                pixels = grad_x[:, :, i::2, i::2]
+                pixels.add_(part[:, :, : pixels.shape[2], : pixels.shape[3]])
+        return grad_x, None
+
+
+def fork(
+    x: Tensor,  # (N, C, H, W)
+    readers: int,  # how many read the whole image
+) -> tuple[list[Tensor], Tensor]:  # x for each of them, and `corners(x)`
+    """An image for some readers of the whole and some of its corners."""
+    if uses_library(x) or readers == 0:
+        return [x] * readers, corners(x)
+    *whole, pixels = _Fork.apply(x, readers)
+    return whole, pixels
+
 # %% ../nbs/method/08_kernels.ipynb #3203012b
 def widen(
     x: Tensor,  # (N, C, H, W)
@@ -238,11 +277,18 @@ def depthwise(
         dilation = 1
     if uses_library(x) or x.numel() < SMALL_TENSOR:
         x = widen(x, weight.shape[0] // x.shape[1])
-    if not uses_library(x):
-        x = x.contiguous(memory_format=torch.channels_last)
-        return _Depthwise.apply(x, weight, stride, dilation)
-    padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+    x = x.contiguous(memory_format=torch.channels_last)
+    if uses_library(x) or _is_fast_in_library(x, weight, stride, dilation):
+        padding = dilation * (weight.shape[-1] // 2)
+        return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+    return _Depthwise.apply(x, weight, stride, dilation)
+
+
+def _is_fast_in_library(x: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
+    """Whether the library's own gradients are the faster ones: it computes both in one call."""
+    if dilation == 2 or weight.shape[0] > x.shape[1]:
+        return False
+    return weight.shape[-1] == 3 or stride == 2 or x.numel() < SMALL_TENSOR
 
 # %% ../nbs/method/08_kernels.ipynb #3203016kern
 def _channels_last(x: Tensor) -> Tensor:
@@ -319,6 +365,8 @@ def pointwise(
     """
     if uses_library(x):
         return F.conv2d(x, weight, groups=groups)
+    if groups == 1:
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     return _Pointwise.apply(_channels_last(x), weight, groups)
 
 # %% ../nbs/method/08_kernels.ipynb #3203020kern

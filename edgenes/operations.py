@@ -5,17 +5,20 @@
 # %% ../nbs/method/09_operations.ipynb #3203002
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import require
 from .genotype import ADDED_OPERATIONS, OPERATIONS
-from .kernels import average_pool, batch_norm, corners, depthwise, pointwise
+from .kernels import average_pool, batch_norm, corners, depthwise, fork, pointwise
 
 # %% auto #0
-__all__ = ['BatchNorm', 'norm', 'pool_norm', 'Depthwise', 'AveragePool', 'FactorizedReduce', 'corner_weight', 'ConvNorm',
-           'preprocess', 'operation']
+__all__ = ['BatchNorm', 'norm', 'pool_norm', 'Depthwise', 'Pointwise', 'AveragePool', 'FactorizedReduce', 'corner_weight',
+           'ConvNorm', 'preprocess', 'Convolution', 'PooledImage', 'Pool', 'operation', 'apply_all']
 
 # %% ../nbs/method/09_operations.ipynb #3203023
 class BatchNorm(nn.BatchNorm2d):
@@ -69,6 +72,16 @@ class Depthwise(nn.Conv2d):
         return depthwise(x, self.weight, self.stride[0], self.dilation[0])
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight)
+
+
 class AveragePool(nn.Module):
     """A 3x3 average pool over the pixels inside the image."""
 
@@ -97,9 +110,15 @@ class FactorizedReduce(nn.Module):
         self.norm = norm(c_out, affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.reduce(corners(F.relu(x) if self.relu else x))
+
+    def reduce(
+        self,
+        pixels: Tensor,  # the corners of an image after its ReLU
+    ) -> Tensor:
+        """The halved image."""
         even = self.even.weight
         odd = self.odd.weight
-        pixels = corners(F.relu(x) if self.relu else x)
         if self.even.out_channels == self.odd.out_channels:
             reduced = pointwise(pixels, torch.cat([even, odd]), 2)
         else:
@@ -121,7 +140,7 @@ class ConvNorm(nn.Sequential):
     """1x1 convolution and BN, for an input that comes after a ReLU."""
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True):
-        super().__init__(nn.Conv2d(c_in, c_out, 1, bias=False), norm(c_out, affine))
+        super().__init__(Pointwise(c_in, c_out), norm(c_out, affine))
 
     @property
     def weight(self) -> nn.Parameter:
@@ -140,6 +159,60 @@ def preprocess(
         return FactorizedReduce(c_in, c_out, affine, relu=False)
     return ConvNorm(c_in, c_out, affine)
 
+# %% ../nbs/method/09_operations.ipynb #opsshared
+class Convolution(nn.Sequential):
+    """ReLU, depthwise and pointwise convolution, BN; a separable convolution has them twice."""
+
+    def after_relu(
+        self,
+        x: Tensor,  # (N, C, H, W) after a ReLU
+    ) -> Tensor:
+        """The output."""
+        for layer in list(self)[1:]:
+            x = layer(x)
+        return x
+
+
+class PooledImage(NamedTuple):
+    """An image after a pool, with what its BN has measured in training."""
+
+    image: Tensor  # (N, C, H, W); in training normalised
+    mean: Tensor | None = None  # (C,), of the batch; None in evaluation
+    variance: Tensor | None = None  # (C,), unbiased
+
+
+class Pool(nn.Sequential):
+    """A pool and BN without scale and shift, in two parts of which the first can be shared."""
+
+    def pool(
+        self,
+        x: Tensor,  # (N, C, H, W)
+    ) -> PooledImage:
+        """What all pools of this kind have in common on the same image."""
+        image = self[0](x)
+        if not self.training:
+            return PooledImage(image)
+        mean = torch.zeros_like(self[1].get_buffer("running_mean"))
+        variance = torch.zeros_like(mean)
+        image = F.batch_norm(image, mean, variance, training=True, momentum=1.0)
+        return PooledImage(image, mean, variance)
+
+    def normalise(
+        self,
+        pooled: PooledImage,  # by a pool of this kind
+    ) -> Tensor:
+        """The output; in training it also moves the running statistics."""
+        norm = cast(nn.BatchNorm2d, self[1])
+        if pooled.mean is None or pooled.variance is None:
+            return norm(pooled.image)
+        batches = norm.get_buffer("num_batches_tracked").add_(1)
+        share = norm.momentum
+        if share is None:  # the mean over all batches
+            share = 1 / batches.item()
+        norm.get_buffer("running_mean").lerp_(pooled.mean, share)
+        norm.get_buffer("running_var").lerp_(pooled.variance, share)
+        return pooled.image
+
 # %% ../nbs/method/09_operations.ipynb #3203026
 def _convolution(
     channels: int, k: int, stride: int, dilation: int, affine: bool
@@ -148,7 +221,7 @@ def _convolution(
     return [
         nn.ReLU(),
         Depthwise(channels, k, stride, dilation),
-        nn.Conv2d(channels, channels, 1, bias=False),
+        Pointwise(channels, channels),
         norm(channels, affine),
     ]
 
@@ -172,12 +245,42 @@ def operation(
     if name == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
     if name == "max_pool_3x3":
-        return nn.Sequential(nn.MaxPool2d(3, stride, 1), pool_norm(channels, affine))
+        return Pool(nn.MaxPool2d(3, stride, 1), pool_norm(channels, affine))
     if name == "avg_pool_3x3":
-        return nn.Sequential(AveragePool(stride), pool_norm(channels, affine))
+        return Pool(AveragePool(stride), pool_norm(channels, affine))
     k = int(name[-1])  # of conv_3x3 or conv_5x5
     if name.startswith("dil"):
-        return nn.Sequential(*_convolution(channels, k, stride, 2, affine))
+        return Convolution(*_convolution(channels, k, stride, 2, affine))
     first = _convolution(channels, k, stride, 1, affine)
     second = _convolution(channels, k, 1, 1, affine)
-    return nn.Sequential(*first, *second)
+    return Convolution(*first, *second)
+
+# %% ../nbs/method/09_operations.ipynb #opsall
+def apply_all(
+    operations: Sequence[nn.Module],  # as `operation` builds them for retraining
+    x: Tensor,  # (N, C, H, W)
+) -> list[Tensor]:  # the output of each
+    """The outputs of operations on the same image; what they begin with is computed once."""
+    convolutions = sum(isinstance(op, Convolution) for op in operations)
+    reduces = any(isinstance(op, FactorizedReduce) for op in operations)
+    whole: list[Tensor] = []  # the image after its ReLU, for each convolution
+    pixels = x
+    if reduces:
+        whole, pixels = fork(F.relu(x), convolutions)
+    elif convolutions:
+        whole = [F.relu(x)] * convolutions
+    pooled: dict[type, PooledImage] = {}
+    outputs = []
+    for op in operations:
+        if isinstance(op, Convolution):
+            outputs.append(op.after_relu(whole.pop()))
+        elif isinstance(op, FactorizedReduce):
+            outputs.append(op.reduce(pixels))
+        elif isinstance(op, Pool):
+            kind = type(op[0])
+            if kind not in pooled:
+                pooled[kind] = op.pool(x)
+            outputs.append(op.normalise(pooled[kind]))
+        else:
+            outputs.append(op(x))
+    return outputs

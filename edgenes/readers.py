@@ -21,7 +21,7 @@ from .data import Data, Split, assemble, checked_split, draw_splits
 
 # %% auto #0
 __all__ = ['ARRAYS', 'SUFFIXES', 'FORMATS', 'Source', 'read_npz', 'read_pictures', 'read_classes', 'read_torchvision',
-           'read_source', 'read_part', 'skipped_files', 'load_data']
+           'read_source', 'read_part', 'load_data']
 
 # %% ../nbs/method/03_readers.ipynb #30a7022read
 ARRAYS = ("class_names", "train_images", "train_labels", "test_images", "test_labels")
@@ -171,8 +171,7 @@ def read_classes(
     for folder, part in zip(folders, pictures):
         labels = np.repeat(np.arange(len(names)), [len(group) for group in part])
         end = start + len(labels)
-        where = f"{folder.name} of {folder.parent}"
-        splits.append(checked_split(images[start:end], labels, len(names), where))
+        splits.append(checked_split(images[start:end], labels, len(names), str(folder)))
         start = end
     return tuple(names), splits
 
@@ -325,9 +324,6 @@ def _check_place_for_download(path: Path, download: bool) -> None:
     require(download and not others, message)
 
 # %% ../nbs/method/03_readers.ipynb #30a7052read
-_LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")  # and every name that begins with a dot
-
-
 def read_part(
     path: Path,  # what `read_source` reads, or a folder with one folder of pictures per class
     part: str,  # "train" or "test"
@@ -340,33 +336,6 @@ def read_part(
     return source.class_names, source.test if part == "test" else source.train
 
 # %% ../nbs/method/03_readers.ipynb #30a7052b
-def skipped_files(
-    path: Path,  # the path that `read_part` was given
-    part: str,  # "train" or "test"
-) -> list[Path]:  # sorted, relative to the folder of the classes
-    """What `read_part` does not read of a folder of classes.
-
-    These are the files beside the class folders, and everything in a class folder that does not
-    have the ending of a picture. Hidden files are left out.
-    """
-    folder = _class_folder(path, part)
-    if folder is None:
-        return []
-    skipped = []
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if os.path.isdir(entry):
-            skipped += [file for file in entry.iterdir() if file.suffix.lower() not in SUFFIXES]
-        else:
-            skipped.append(entry)
-    return sorted(
-        file.relative_to(folder)
-        for file in skipped
-        if not file.name.startswith(".") and file.name.lower() not in _LEFT_BY_SYSTEMS
-    )
-
-
 def _class_folder(path: Path, part: str) -> Path | None:
     """The folder with one folder of pictures per class; None where the path has another form."""
     folder = path / part if os.path.isdir(path / part) else path

@@ -113,14 +113,16 @@ def retrain(
     network = new_network(data, genotype, settings.network, derive_seed(seed, "network"))
     if start is not None:
         _copy_weights(network, start)
-    optimiser = settings.optimiser.new(network.parameters())
+    optimiser = settings.optimiser.new(network.parameters(), fused=True)
     parts: dict[str, Part] = {"net": network, "optimiser": optimiser}
     average = None
     if settings.average_from < 1:
         average = AveragedModel(network)
         parts["average"] = average
     forward = accelerated(network.features, device, settings.accelerate)
-    _check_batch_size(data, settings)
+    # The BN of the auxiliary head sees a single pixel of every image.
+    smallest = (1, 1) if settings.network.auxiliary else data.shape
+    check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
 
     def train_one(epoch: int) -> dict[str, Any]:
         loss = _run_epoch(network, forward, optimiser, data, settings, seed, epoch)
@@ -179,13 +181,6 @@ def _run_epoch(
     return (total / steps).item()
 
 # %% ../nbs/method/18_retraining.ipynb #retrainstart
-def _check_batch_size(data: Data, settings: RetrainSettings) -> None:
-    """`EdgenesError` where BN would see a single value of a channel."""
-    # The BN of the auxiliary head sees a single pixel of every image.
-    smallest = (1, 1) if settings.network.auxiliary else data.shape
-    check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
-
-
 def _check_finite(finite: bool, what: str, when: str, genotype: Genotype) -> None:
     """`Diverged` unless finite."""
     if not finite:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgenes.bilevel import (
     Bilevel,
@@ -93,8 +93,8 @@ def run_epoch(
     generator = stream(seed, "steps", epoch)
     steps = count_steps(min(map(len, halves)), settings.batch_size)
     names: list[str] = []
-    totals = torch.zeros(())  # becomes one number per name
-    active = []
+    totals = torch.zeros((), device=data.train.images.device)  # becomes one number per name
+    vectors = []  # of the hypernetwork at the lambda of every step
     for step, (train_batch, validation_batch) in enumerate(zip(train, validation)):
         lr = settings.weights.set_step(problem.weight_optimiser, epoch, step, steps, epochs)
         inputs = _draw_step(problem, lam, regulariser_weight, temperature, generator)
@@ -102,9 +102,10 @@ def run_epoch(
         train_loss = weight_step(problem, train_batch, inputs)
         names = ["train_loss_nats", "val_loss_nats", *value.penalties]
         losses = [train_loss, value.val_loss, *value.penalties.values()]
-        totals = totals + torch.stack(losses).cpu()
+        totals = totals + torch.stack(losses)
         if isinstance(problem.structure, Hypernetwork):
-            active.append(active_edges(problem, inputs.weight_lam))
+            with torch.no_grad():
+                vectors.append(problem.structure(inputs.weight_lam))
     means = (totals / steps).tolist()
     entry: dict[str, Any] = {
         "epoch": epoch,
@@ -114,20 +115,20 @@ def run_epoch(
         "weight_lr": lr,  # of the last step
     }
     if isinstance(problem.structure, Hypernetwork):
-        entry["active_edges"] = active
+        space = problem.supernet.space
+        entry["active_edges"] = [
+            active_edges(space, vector) for vector in torch.stack(vectors).cpu()
+        ]
     return entry
 
 # %% ../nbs/method/16_search.ipynb #9507022
 def active_edges(
-    problem: Bilevel,  # its structure is asked
-    lam: float | None,  # lambda of a hypernetwork
+    space: SearchSpace,
+    vector: Tensor,  # (s,) structure vector, on the CPU
 ) -> list[int]:
-    """Places in alpha (flat) of the edges that the discrete architecture at lambda has."""
-    with torch.no_grad():
-        vector = problem.structure(lam).cpu()
+    """Places in alpha (flat) of the edges that the discrete architecture of a vector has."""
     if not vector.isfinite().all():
         return []  # the epoch ends in `Diverged`
-    space = problem.supernet.space
     genotype = Genotype.from_structure(space, vector)
     sizes = space.shapes[0]
     return [int(np.ravel_multi_index(space.position(edge), sizes)) for edge in genotype.edges]

@@ -5,6 +5,7 @@
 # %% ../nbs/method/11_supernet.ipynb #8cae002
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -112,7 +113,7 @@ def _select_edges(
     rows = weight.view(total, -1, *weight.shape[1:])
     if len(edges) == 1:
         return rows[edges[0]]
-    return rows[list(edges)].flatten(0, 1)
+    return torch.cat([rows[edge] for edge in edges])
 
 # %% ../nbs/method/11_supernet.ipynb #8cae007s
 class SeparableBundle(Bundle):
@@ -343,6 +344,16 @@ def mix_weightless(
     return pointwise(features, torch.kron(mix, eye)[..., None, None])
 
 # %% ../nbs/method/11_supernet.ipynb #8cae010c
+def _select_places(
+    mix: Tensor,  # (edges, O)
+    places: Sequence[int],  # of rows or columns
+    dim: int,  # 0: rows, 1: columns
+) -> Tensor:
+    """Some rows or columns, without the list of indices that a GPU would wait for."""
+    parts = [mix.narrow(dim, place, 1) for place in places]
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+
 class SourceOperations(nn.Module):
     """All operations on the edges that leave one source of a cell."""
 
@@ -379,7 +390,7 @@ class SourceOperations(nn.Module):
                 names_of_edges.setdefault(edges, []).append(name)
         sums: dict[int, Tensor] = {}
         for edges, names in names_of_edges.items():
-            rows = mix if len(edges) == self.total else mix[list(edges)]
+            rows = mix if len(edges) == self.total else _select_places(mix, edges, 0)
             outputs = self._weighted_sum(features, rows, edges, names).chunk(len(edges), 1)
             for edge, output in zip(edges, outputs):
                 sums[edge] = sums[edge] + output if edge in sums else output
@@ -410,7 +421,8 @@ class SourceOperations(nn.Module):
         pools = [name for name in names if name in POOLS]
         if pools:
             columns = [self.operations.index(name) for name in pools]
-            weighted_sum.add_ready(mix_weightless(features.pools(pools), mix[:, columns]))
+            pool_mix = _select_places(mix, columns, 1)
+            weighted_sum.add_ready(mix_weightless(features.pools(pools), pool_mix))
 
         if "skip_connect" in bundle_of:  # at stride 2
             output = bundle_of["skip_connect"](features, edges)
@@ -420,12 +432,14 @@ class SourceOperations(nn.Module):
                 weighted_sum.add_ready(bundle(features, edges, scale_of[name]))
         if "skip_connect" in names and self.stride == 1:
             columns = [self.operations.index("skip_connect")]
-            weighted_sum.add_ready(mix_weightless(features.x, mix[:, columns]))
+            weighted_sum.add_ready(mix_weightless(features.x, _select_places(mix, columns, 1)))
         return weighted_sum.total()
 
 # %% ../nbs/method/11_supernet.ipynb #8cae012b
 class Cell(nn.Module):
     """A relaxed cell."""
+
+    order: Tensor  # (E,) the edges in the order of the sources that they leave
 
     def __init__(self, space: SearchSpace, shape: CellShape):
         super().__init__()
@@ -443,6 +457,8 @@ class Cell(nn.Module):
             self.targets.append(targets)
             self.rows.append([space.edges.index((node, source)) for node in targets])
             self.sources.append(SourceOperations(space.operations, channels, len(targets), stride))
+        order = torch.tensor([row for rows in self.rows for row in rows])
+        self.register_buffer("order", order, persistent=False)  # so that it is where mix is
 
     def forward(
         self,
@@ -461,11 +477,12 @@ class Cell(nn.Module):
             )
         used_of_source = [[used[row] for row in rows] for rows in self.rows]
         is_read = [any(map(any, edges)) for edges in used_of_source]
+        mix_of_source = mix.index_select(0, self.order).split([len(rows) for rows in self.rows])
         states = self._inputs(before, previous, is_read)
         for j, source in enumerate(self.sources):
             if not is_read[j]:
                 continue
-            outputs = source(states[j], mix[self.rows[j]], used_of_source[j])
+            outputs = source(states[j], mix_of_source[j], used_of_source[j])
             for edge, output in outputs.items():
                 node = self.targets[j][edge]
                 states[node] = states[node] + output if node in states else output

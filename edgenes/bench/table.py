@@ -47,7 +47,7 @@ from ..data import Augment, augment_images
 from ..device import keep_memory
 from ..discrete import DiscreteNetwork
 from ..ensembles import select
-from ..genotype import SearchSpace
+from ..genotype import Genotype, SearchSpace
 from ..neighbours import random_genotype
 
 # %% auto #0
@@ -183,12 +183,36 @@ def profile_rows(
     return rows
 
 # %% ../../nbs/bench/table.ipynb #table12
-def _discrete_network(seed: int, plain: bool) -> nn.Module:
-    """The network of a random genotype: ours, or the textbook's with the same weights."""
-    genotype = random_genotype(SearchSpace(), seed)
+# The reduction cell of DARTS_V2 in public DARTS code (Liu et al. 2019).
+_DARTS_V2 = (
+    ("max_pool_3x3", 0),
+    ("max_pool_3x3", 1),
+    ("skip_connect", 2),
+    ("max_pool_3x3", 1),
+    ("max_pool_3x3", 0),
+    ("skip_connect", 2),
+    ("skip_connect", 2),
+    ("max_pool_3x3", 1),
+)
+
+
+def _discrete_network(
+    seed: int | None,  # of a random genotype; None: DARTS_V2
+    plain: bool,
+) -> nn.Module:
+    """The network of a genotype: ours, or the textbook's with the same weights."""
+    if seed is None:
+        genotype = Genotype.from_darts({"reduce": _DARTS_V2})
+    else:
+        genotype = random_genotype(SearchSpace(), seed)
     if plain:
         return use_library_calls(PlainNetwork(genotype, 100))
     return DiscreteNetwork(genotype, 100).to(memory_format=torch.channels_last)
+
+
+def _seeds(genotypes: int) -> list[int | None]:
+    """What `_discrete_network` takes for so many random genotypes, or for DARTS_V2."""
+    return [*range(genotypes)] if genotypes else [None]
 
 
 def _retraining_step(
@@ -202,7 +226,7 @@ def _retraining_step(
 
 def retraining_seconds(
     plain: bool,
-    genotypes: int,
+    genotypes: int,  # random ones; 0: DARTS_V2
     steps: int,  # timed, per genotype
     batch: int,
     size: int,
@@ -214,16 +238,17 @@ def retraining_seconds(
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
     labels = torch.randint(100, (batch,))
     total = 0.0
-    for seed in range(genotypes):
+    for seed in _seeds(genotypes):
         network = _discrete_network(seed, plain)
-        optimiser = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
+        parameters = network.parameters()
+        optimiser = torch.optim.SGD(parameters, 0.025, 0.9, weight_decay=3e-4, fused=not plain)
         step = partial(_retraining_step, network, optimiser, images, labels)
         total += statistics.median(time_in_turns({"step": step}, steps)["step"])
     return total
 
 
 def retraining_row(
-    genotypes: int = 6,
+    genotypes: int = 6,  # random ones; 0: DARTS_V2
     repeats: int = 3,  # processes of each version, in turns
     steps: int = 5,
     batch: int = 96,
@@ -233,17 +258,21 @@ def retraining_row(
 
     Raises `EdgenesError` where the logits differ from the plain network's.
     """
-    for seed in range(genotypes):
+    for seed in _seeds(genotypes):
         _check_logits(seed, size)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats):
         for plain in (False, True):
             sizes = (genotypes, steps, batch, size)
             seconds[plain].append(in_child(_MODULE, "retraining_seconds", plain, *sizes))
-    return comparison_row(f"retraining step, {genotypes} genotypes", seconds[False], seconds[True])
+    which = f"{genotypes} genotypes" if genotypes else "DARTS_V2"
+    what = f"retraining step, {which}"
+    if size != 32:
+        what += f", {size} x {size} pixels"
+    return comparison_row(what, seconds[False], seconds[True])
 
 
-def _check_logits(seed: int, size: int) -> None:
+def _check_logits(seed: int | None, size: int) -> None:
     images = torch.randn(8, 3, size, size)
     ours = _discrete_network(seed, plain=False)(
         images.contiguous(memory_format=torch.channels_last)
@@ -393,6 +422,9 @@ def all_rows(
         profile_rows,
         partial(two_threads_row, repeats),
         retraining_row,
+        partial(retraining_row, size=16),
+        partial(retraining_row, 0),
+        partial(retraining_row, 0, size=16),
         augmentation_row,
         processes_row,
         partial(processes_row, "searches of the profile cpu", 60, **PROFILE_SIZES["cpu"]),

@@ -22,6 +22,7 @@ from edgenes.operations import (
     ConvNorm,
     Depthwise,
     FactorizedReduce,
+    Pointwise,
     operation,
     preprocess,
 )
@@ -92,7 +93,7 @@ def use_library_calls(
 
 def _library_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The library's forward pass of a module that has one of its own; None for other modules."""
-    if isinstance(module, Depthwise):
+    if isinstance(module, (Depthwise, Pointwise)):
         return partial(nn.Conv2d.forward, module)
     if isinstance(module, nn.BatchNorm2d):
         return partial(nn.BatchNorm2d.forward, module)

@@ -41,6 +41,7 @@ _ORDER = (
     "relaxation",
     "hatch",
     "schedule",
+    "regimes",
 )
 
 _MODULES = {module.name for module in iter_modules(edgenes.experiments.__path__)}

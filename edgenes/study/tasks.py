@@ -867,6 +867,12 @@ def _pool_predictions(keys: Sequence[str], workspace: Workspace) -> tuple[np.nda
     return val, test
 
 
+def _member_metrics(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What one member does alone, by its predictions (N, K)."""
+    metrics = ensemble_metrics(probs[None], labels)
+    return {name: metrics[name] for name in ("accuracy_percent", "nll_nats")}
+
+
 def _retraining_seconds(retrainings: Iterable[Retraining], workspace: Workspace) -> float:
     """What finished retrainings cost together; a parent that several share is paid once."""
     family = [member for one in retrainings for member in (*one.ancestors, one)]
@@ -957,6 +963,7 @@ class EnsembleRun(Task):
             "val": ensemble_metrics(val[chosen], labels),
             "test": ensemble_metrics(test[chosen], test_labels),
             "test_scaled": {name: scaled_metrics[name] for name in _SCALED},
+            "members": [_member_metrics(probs, test_labels) for probs in test[chosen]],
         }
         return results, seconds | {"total": sum(seconds.values())}
 
@@ -974,6 +981,7 @@ class EnsembleRun(Task):
                 "val": _METRICS_FORM,
                 "test": _METRICS_FORM,
                 "test_scaled": _SCALED_FORM,
+                "members?": [{"accuracy_percent": float, "nll_nats": float}],
                 "temperature": float,
                 "chosen": [int],
                 "retrainings": [str],
