@@ -20,10 +20,13 @@ override EDGENES_DATA := $(if $(filter /%,$(EDGENES_DATA)),,$(CURDIR)/)$(EDGENES
 export EDGENES_DATA
 endif
 
-.PHONY: all test report readme site venv lock clean help
+.PHONY: all gpu test report readme site venv lock clean help
 
 all: $(READY) ## run the pipeline of PROFILE (demo, cpu, cpu-long or paper) into results/PROFILE/
 	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
+
+gpu: $(READY) ## compare a GPU with the CPU and measure it, within 9 minutes, into results/gpu/; again to go on
+	$(BIN)/python -m edgenes gpu-check --out results/gpu --minutes 9
 
 report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
 	$(BIN)/python -m edgenes report $(PROFILE)

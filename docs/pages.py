@@ -219,6 +219,8 @@ def copy_results(app: Sphinx, error: Exception | None) -> None:
     shutil.copytree(RESULTS, copies, ignore=ignored, dirs_exist_ok=True)
     for report in copies.glob("*/report.html"):
         text = report.read_text(encoding="utf-8")
+        # Notebooks that a run executed stay on the machine; the site has the committed ones.
+        text = text.replace('href="notebooks/', 'href="../../nbs/experiments/')
         text = re.sub(r"""(href=["']?[^"' >]+)\.ipynb\b""", r"\1.html", text)
         report.write_text(text, encoding="utf-8")
 

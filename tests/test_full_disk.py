@@ -25,6 +25,7 @@ from edgenes.experiments import registry
 from edgenes.genotype import SearchSpace
 from edgenes.readers import load_data
 from edgenes.search import search_darts
+from edgenes.study.forecast import Meter
 from edgenes.study.profiles import get_profile
 from edgenes.study.records import (
     DiskCheckpoint,
@@ -197,8 +198,10 @@ def test_a_notebook_is_complete_or_as_it_was(tmp_path, monkeypatch, error):
     monkeypatch.setattr(papermill, "execute_notebook", write_half)
     monkeypatch.chdir(ROOT)
     write_atomic(tmp_path / "notebooks" / "space.ipynb", "{}")
+    paths = edgenes.cli.study.notebook_paths(["space"])
+    meter = Meter("smoke", show=False)
     with pytest.raises(EdgenesError, match=r"space.ipynb stopped .*(No space|Kernel died)"):
-        edgenes.cli.study.execute_notebooks(["space"], "smoke", {}, tmp_path)
+        edgenes.cli.study.execute_notebooks(paths, "smoke", {}, tmp_path, None, meter)
     assert file_contents(tmp_path) == {"notebooks/space.ipynb": b"{}"}
 
 

@@ -272,8 +272,9 @@ def test_report_of_one_experiment_alone(name, tmp_path):
 
 def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):
     shutil.copytree(RESULTS / "own" / "runs", tmp_path / "runs")
-    execute(ROOT / "nbs" / "reading" / "own_trial.ipynb", tmp_path, results=str(tmp_path))
-    for name in ("trials.csv", "tests.csv"):
+    for notebook in ("own_trial.ipynb", "own_strategy.ipynb"):
+        execute(ROOT / "nbs" / "reading" / notebook, tmp_path, results=str(tmp_path))
+    for name in ("trials.csv", "tests.csv", "strategy.csv"):
         assert_same_table(tmp_path / "tables" / name, RESULTS / "own" / "tables" / name)
 
 
@@ -395,6 +396,9 @@ def test_a_run_with_its_notebooks_leaves_what_report_writes(tmp_path):
     output = edgenes("run", *options, *one, cwd=ROOT, check=True).stdout
     assert output.index("executed space.ipynb") < output.index("wrote")
     once = drawn_files(tmp_path)
+    again = edgenes("run", *options, *one, cwd=ROOT, check=True).stdout
+    assert again.startswith("nothing to do")
+    assert drawn_files(tmp_path) == once
     edgenes("report", *options, cwd=ROOT, check=True)
     assert once
     assert drawn_files(tmp_path) == once

@@ -5,22 +5,33 @@
 # %% ../../nbs/cli/study.ipynb #clistudy2
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core import EdgenesError, require, shown, write_atomic
 
+if TYPE_CHECKING:
+    from edgenes.report.result import Result
+    from edgenes.study.forecast import Meter
+    from edgenes.study.tasks import Plan
+    from edgenes.study.workspace import Workspace
+
 # %% auto #0
 __all__ = ['ProfileName', 'Results', 'Seeds', 'Experiments', 'DataPath', 'DeviceName', 'Workers', 'Changes', 'Accelerate',
            'Notebooks', 'Tables', 'Quick', 'Measure', 'seed_list', 'chosen_experiments', 'results_folder', 'run',
-           'show_results', 'report', 'execute_notebooks', 'missing', 'status', 'bench', 'scaling', 'costs', 'register']
+           'make_report', 'print_report', 'report', 'is_finished', 'write_finished', 'notebook_paths',
+           'execute_notebooks', 'missing', 'status', 'bench', 'scaling', 'costs', 'register']
 
 # %% ../../nbs/cli/study.ipynb #clistudy5
 ProfileName = Annotated[
@@ -57,7 +68,10 @@ DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cu
 
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="processes; default: one per core, 1 on a GPU"),
+    typer.Option(
+        min=1,
+        help="processes; default: one per core; on a GPU 1, or as many as gpu-check found best",
+    ),
 ]
 
 Changes = Annotated[
@@ -153,7 +167,6 @@ def run(
     tables: Tables = True,
 ) -> None:
     """Runs what is missing of a profile, then makes tables, figures and report."""
-    from edgenes.study import pipeline
     from edgenes.study.profiles import get_profile
     from edgenes.study.workspace import open_workspace
 
@@ -162,35 +175,95 @@ def run(
         changes["accelerate"] = "1"
     chosen = get_profile(profile, changes)
     chosen_seeds = seed_list(seeds or str(chosen.sizes.seeds))
+    folder = results_folder(profile, results)
+    asked = {
+        "profile": chosen.describe(),
+        "seeds": chosen_seeds,
+        "experiments": experiments,
+        "data": str(data or os.environ.get("EDGENES_DATA", "")),
+        "made": [notebooks, tables],
+    }
+    if is_finished(folder, asked):
+        page = folder / "report.html"
+        start = f"; start with {page}" if page.is_file() else ""
+        typer.echo(f"nothing to do: {folder} is complete{start}")
+        return
+    from edgenes.study import pipeline  # here, so that a run with nothing to do ends at once
+
     modules = chosen_experiments(experiments)
     workspace = open_workspace(chosen, results, data, device)  # after all that needs no data
-    plans = [
-        plan
-        for module in modules.values()
-        for seed in chosen_seeds
-        for plan in module.plans(workspace, seed)
-    ]
-    pipeline.run(workspace, plans, workers=workers)
-    folder = Path(workspace.results)
-    if notebooks:
-        execute_notebooks(list(modules), profile, changes, folder, workers)
-    if tables:
-        show_results(folder)
+    paths = notebook_paths(list(modules)) if notebooks else []
+    report = None
+    with _meter(workspace, modules, chosen_seeds, len(paths), tables) as meter:
+        plans = _plans(workspace, modules, chosen_seeds)
+        pipeline.run(workspace, plans, workers=workers, meter=meter)
+        execute_notebooks(paths, profile, changes, folder, workers, meter)
+        if tables:
+            meter.begin("report", "tables and figures", _TABLES_SECONDS)
+            report = make_report(folder, progress=False)
+            meter.end("report")
+    for path in paths:
+        typer.echo(f"executed {path.name}")
+    if report is not None:
+        print_report(*report)
+    write_finished(folder, asked)
 
 
-def show_results(
+def _plans(
+    workspace: Workspace, modules: Mapping[str, ModuleType], seeds: Sequence[int]
+) -> Iterator[Plan]:
+    """Fresh plans of all experiments and seeds."""
+    for module in modules.values():
+        for seed in seeds:
+            yield from module.plans(workspace, seed)
+
+
+# On an idle core.
+_NOTEBOOK_SECONDS = 8.0
+_TABLES_SECONDS = 15.0
+
+
+@contextmanager
+def _meter(
+    workspace: Workspace,
+    modules: Mapping[str, ModuleType],
+    seeds: Sequence[int],
+    notebooks: int,  # how many
+    tables: bool,
+) -> Iterator[Meter]:
+    """The bar of `run`, to which all its jobs are announced."""
+    from edgenes.study.forecast import Meter, announce_runs
+
+    with Meter(workspace.profile.name) as meter:
+        meter.expect("notebook", _NOTEBOOK_SECONDS, notebooks)
+        meter.expect("tables and figures", _TABLES_SECONDS, int(tables), alone=True)
+        announce_runs(meter, workspace, _plans(workspace, modules, seeds))
+        yield meter
+
+
+def make_report(
     folder: Path,  # results folder of a profile
-) -> None:
-    """Writes tables, figures and report of a folder, and prints what they say."""
+    progress: bool = True,  # show a bar, where stderr is a terminal
+) -> tuple[dict[str, Result], list[Path]]:
+    """Writes tables, figures and report of a folder; returns what they say and their paths."""
     from edgenes.experiments.registry import published_figures, results
     from edgenes.report.page import write_report
-    from edgenes.report.phrases import counted
     from edgenes.study.records import Records
     from edgenes.study.workspace import project_root
 
     require(folder.is_dir(), f"{folder} does not exist: run the profile first")
-    answers = results(Records(folder), published_figures(project_root()))
-    paths = write_report(folder, answers)
+    published = published_figures(project_root())
+    answers = results(Records(folder), published, progress)
+    return answers, write_report(folder, answers, published)
+
+
+def print_report(
+    answers: Mapping[str, Result],  # by experiment
+    paths: Sequence[Path],  # that were written, the page last
+) -> None:
+    """Prints what the experiments say, and where to begin."""
+    from edgenes.report.phrases import counted
+
     for name, answer in answers.items():
         typer.echo(f"{name}:")
         for sentence in answer.sentences:
@@ -200,45 +273,85 @@ def show_results(
 
 def report(profile: ProfileName = "demo", results: Results = None) -> None:
     """Makes tables, figures and report.html anew from the records; needs no data, no training."""
-    show_results(results_folder(profile, results))
+    print_report(*make_report(results_folder(profile, results)))
+
+# %% ../../nbs/cli/study.ipynb #clifinish2
+def _state(folder: Path, asked: Mapping[str, Any]) -> str:
+    """A digest of what was asked for, of the code, and of the files of a results folder."""
+    from edgenes.study.records import code_hash, notebooks_hash
+
+    parts = ("runs", "tables", "figures", "notebooks")
+    paths = [path for part in parts for path in (folder / part).glob("*")]
+    paths += [folder / name for name in ("profile.json", "report.html", "dial.html")]
+    files = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(paths)
+        if path.is_file()
+    ]
+    content = [dict(asked), code_hash(), notebooks_hash(), files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def is_finished(
+    folder: Path,  # results folder of a profile
+    asked: Mapping[str, Any],  # what decides what a run makes, as plain JSON
+) -> bool:
+    """Whether a run that was asked for the same has ended, and nothing was changed since."""
+    path = folder / "cache" / "finished"
+    return path.is_file() and path.read_text("utf-8", "replace") == _state(folder, asked)
+
+
+def write_finished(
+    folder: Path,  # results folder of a profile
+    asked: Mapping[str, Any],  # as for `is_finished`
+) -> None:
+    """Notes that a run has ended."""
+    write_atomic(folder / "cache" / "finished", _state(folder, asked))
 
 # %% ../../nbs/cli/study.ipynb #5e51012
-def execute_notebooks(
+def notebook_paths(
     names: Sequence[str],  # of experiments
+) -> list[Path]:
+    """The notebooks of experiments; none outside the project's checkout, or without papermill."""
+    from edgenes.study.workspace import project_root
+
+    if find_spec("papermill") is None:
+        return []
+    paths = sorted((project_root() / "nbs" / "experiments").glob("*.ipynb"))
+    return [path for path in paths if path.stem in names]
+
+
+def execute_notebooks(
+    paths: Sequence[Path],  # of `notebook_paths`
     profile: str,
     changes: Mapping[str, Any],  # to the profile
     folder: Path,  # its results folder
-    workers: int | None = None,  # notebooks at a time; default: one per core
+    workers: int | None,  # notebooks at a time; None: one per core
+    meter: Meter,  # counts them
 ) -> None:
     """Executes the notebooks of experiments into FOLDER/notebooks.
 
-    A notebook there is always whole: the new one, or the one that was there before. Nothing is
-    done outside the project's checkout.
+    A notebook there is always whole: the new one, or the one that was there before.
     """
-    try:
-        import papermill  # noqa: F401  whether it is installed
-    except ImportError:
-        return
     from edgenes.study.pipeline import cores
-    from edgenes.study.workspace import project_root
 
-    paths = sorted((project_root() / "nbs" / "experiments").glob("*.ipynb"))
-    paths = [path for path in paths if path.stem in names]
-    if not paths:
-        return
     parameters = {
         "profile": profile,
         "results": str(folder.resolve()),
         "changes": dict(changes),
     }
 
-    def execute(path: Path) -> bytes:
-        return _executed(path, parameters)
+    def execute(path: Path) -> None:
+        meter.begin(path, "notebook", _NOTEBOOK_SECONDS, f"notebook {path.stem}")
+        content = _executed(path, parameters)
+        write_atomic(folder / "notebooks" / path.name, content)
+        meter.end(path)
 
+    if not paths:
+        return
     with ThreadPoolExecutor(min(len(paths), workers or cores())) as pool:  # kernels are processes
-        for path, content in zip(paths, pool.map(execute, paths)):
-            write_atomic(folder / "notebooks" / path.name, content)
-            typer.echo(f"executed {path.name}")
+        for _ in pool.map(execute, paths):
+            pass
 
 
 def _executed(path: Path, parameters: Mapping[str, Any]) -> bytes:

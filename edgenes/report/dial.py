@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import require
@@ -17,6 +18,7 @@ from ..drawing import plot_genotype
 from ..genotype import Genotype
 from .frames import hypernetwork_records, system_frame, system_records
 from .plots import Picture
+from ..statistics import summary
 from ..study.records import Records
 from ..study.tasks import hypernetwork_of, optimum_in
 
@@ -33,6 +35,7 @@ class Position:
     optimum: Genotype
     accuracy: float | None = None  # on the test split, percent; None where no network was retrained
     measured_at: float | None = None  # the lambda of that network, which has the same architecture
+    over_seeds: tuple[float, ...] = ()  # accuracy at that lambda in every seed, percent
 
     @property
     def shared_edges(self) -> int:
@@ -58,7 +61,8 @@ def positions(
     hypernetwork = hypernetwork_of(hypernetworks[0])
     count = int(hypernetwork.max_shared / step) + 1
     genotypes = {i * step: hypernetwork.sample(i * step) for i in range(count)}
-    accuracies = _accuracies(records, seed)
+    networks = _networks(records)
+    accuracies = dict(networks[networks["seed"] == seed].set_index("lambda")["accuracy_percent"])
     places = []
     for lam, genotype in genotypes.items():
         measured_at = _nearest(lam, genotypes, accuracies)
@@ -69,18 +73,21 @@ def positions(
                 optimum=optimum,
                 accuracy=None if measured_at is None else accuracies[measured_at],
                 measured_at=measured_at,
+                over_seeds=tuple(
+                    networks.loc[networks["lambda"] == measured_at, "accuracy_percent"]
+                ),
             )
         )
     return places
 
 
-def _accuracies(records: Records, seed: int) -> dict[float, float]:
-    """Test accuracy by lambda, of the networks of one hypernetwork that were retrained."""
+def _networks(records: Records) -> pd.DataFrame:
+    """The retrained networks of all hypernetworks: seed, lambda and test accuracy."""
     frame = system_frame(system_records(records, "deviation"))
+    columns = ["seed", "lambda", "accuracy_percent"]
     if frame.empty:
-        return {}
-    networks = frame[(frame["system"] == "hypernetwork") & (frame["seed"] == seed)]
-    return dict(zip(networks["lambda"], networks["accuracy_percent"]))
+        return pd.DataFrame(columns=columns)
+    return frame.loc[frame["system"] == "hypernetwork", columns]
 
 
 def _nearest(
@@ -97,6 +104,7 @@ def _nearest(
 # %% ../../nbs/report/dial.ipynb #e109015
 def caption(
     place: Position,
+    with_seeds: bool = True,  # adds the mean over seeds, with its interval
 ) -> str:
     """One line about a position: lambda, shared edges, and the accuracy where it is known."""
     max_shared = place.optimum.space.max_shared
@@ -106,6 +114,13 @@ def caption(
     line += f"; test accuracy {place.accuracy:.1f} %"
     if place.measured_at != place.lam:
         line += f" (same architecture, measured at lambda = {place.measured_at:g})"
+    if with_seeds and len(place.over_seeds) > 1:
+        moments = summary(place.over_seeds)
+        line += (
+            f"; networks at lambda = {place.measured_at:g} over {len(place.over_seeds)} seeds: "
+            f"{moments['mean']:.1f} % (95 % interval {moments['ci_low']:.1f} to "
+            f"{moments['ci_high']:.1f})"
+        )
     return line
 
 
@@ -134,5 +149,5 @@ def small_multiples(
     fig = Picture(figsize=(8, 2.5 * rows), dpi=80, layout="constrained")
     axes = fig.subplots(rows, 1, squeeze=False)[:, 0]
     for ax, place in zip(axes, whole_numbers):
-        plot_genotype(place.genotype, place.optimum, ax=ax, title=caption(place))
+        plot_genotype(place.genotype, place.optimum, ax=ax, title=caption(place, with_seeds=False))
     return fig

@@ -15,25 +15,34 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..statistics import summary
 
 # %% auto #0
-__all__ = ['MAX_OFFSET', 'Picture', 'figure', 'seed_styles', 'seed_line_styles', 'offsets', 'mean_line', 'seed_lines']
+__all__ = ['MAX_OFFSET', 'with_palette', 'Picture', 'figure', 'seed_styles', 'seed_line_styles', 'offsets', 'mean_line',
+           'seed_lines']
 
 # %% ../../nbs/report/plots.ipynb #aaa8010repo
+def with_palette(
+    png: bytes,
+    dpi: float,  # the resolution that the file names
+) -> bytes:
+    """A PNG file with 256 colours at most, which has a third of the size and looks the same."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    small = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, format="png", optimize=True, dpi=(dpi, dpi))
+    return buffer.getvalue()
+
+
 class Picture(Figure):
     """A figure that a notebook shows as a picture, whatever backend is in use."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(
-            buffer,
-            format="png",
-            metadata={"Software": None},
-            pil_kwargs={"optimize": True},  # smaller, with the same pixels
-        )
-        return buffer.getvalue()
+        self.savefig(buffer, format="png")
+        return with_palette(buffer.getvalue(), self.dpi)
 
 
 def figure(

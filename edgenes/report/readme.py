@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 
 from ..core import read_json
 
 # %% auto #0
-__all__ = ['KeyNumbers', 'key_numbers', 'systems_table']
+__all__ = ['KeyNumbers', 'key_numbers', 'systems_table', 'GpuNumbers', 'gpu_numbers', 'gpu_sentence']
 
 # %% ../../nbs/report/readme.ipynb #readme04
 @dataclass(frozen=True)
@@ -78,3 +79,66 @@ def systems_table(
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+# %% ../../nbs/report/readme.ipynb #6ece9e4c
+@dataclass(frozen=True)
+class GpuNumbers:
+    """What a check of a GPU has measured; empty or None where its parts are not finished."""
+
+    gpu: str  # its model
+    steps_ms: dict[str, float]  # medians, by "faithful", "sampled" and "retraining"
+    plain_ms: dict[str, float]  # the same of the textbook version, which has no sampled step
+    workers: int | None  # retrainings that go best side by side
+    seed_hours: float | None  # GPU-hours of a seed of `paper` with every system
+    accelerated_hours: float | None  # the same with --accelerate
+
+
+def gpu_numbers(
+    folder: Path,  # results/gpu
+) -> GpuNumbers | None:
+    """The numbers of a check of a GPU; None where there was none.
+
+    `EdgenesError` where its records are damaged.
+    """
+    parts = {}
+    for part in ("machine", "speed", "side_by_side", "costs"):
+        path = folder / f"{part}.json"
+        if path.is_file():
+            parts[part] = read_json(path)
+    if "machine" not in parts or parts["machine"]["device"] == "cpu":  # a trial at tiny sizes
+        return None
+    results = {part: record["results"] for part, record in parts.items()}
+    medians: dict[str, dict[str, list[float]]] = {"ours": {}, "plain": {}}
+    for row in results.get("speed", {"rows": []})["rows"]:
+        step = row["what"].split(",")[0]  # of all genotypes whose retrainings were timed
+        medians[row["version"]].setdefault(step, []).append(row["median_ms"])
+    costs = results.get("costs", {})
+
+    def hours(version: str) -> float | None:
+        return costs[version]["hours_side_by_side"] if version in costs else None
+
+    return GpuNumbers(
+        gpu=parts["machine"]["device"],
+        steps_ms={step: mean(times) for step, times in medians["ours"].items()},
+        plain_ms={step: mean(times) for step, times in medians["plain"].items()},
+        workers=results.get("side_by_side", {}).get("best_processes"),
+        seed_hours=hours("plain"),
+        accelerated_hours=hours("accelerated"),
+    )
+
+
+def gpu_sentence(
+    folder: Path,  # results/gpu
+) -> str:
+    """The sentence of README on GPUs."""
+    numbers = gpu_numbers(folder)
+    if numbers is None or numbers.seed_hours is None:
+        return (
+            "No GPU was at hand: `make gpu` compares one with the CPU, number by number, and "
+            "measures what `paper` costs on it, within nine minutes."
+        )
+    steps = ", ".join(f"a {step} step {time:.1f} ms" for step, time in numbers.steps_ms.items())
+    return (
+        f"On a GPU ({numbers.gpu}, `make gpu`): {steps}; a seed of `paper` with every system about "
+        f"{numbers.seed_hours:.1f} hours, with {numbers.workers} retrainings side by side."
+    )

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import require, write_atomic, write_json
+from .plots import with_palette
 from ..study.records import Records
 
 # %% auto #0
@@ -117,9 +118,13 @@ def record_name(
     return f"{record['kind']}-{records.key(record['inputs'])}"
 
 
+_DPI = 130  # of the files
+
+
 def _drawn(fig: Figure, name: str, file_format: str) -> bytes:
     buffer = io.BytesIO()
     undated = {"Date": None} if file_format == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        fig.savefig(buffer, format=file_format, dpi=130, metadata=undated)
-    return buffer.getvalue()
+        fig.savefig(buffer, format=file_format, dpi=_DPI, metadata=undated)
+    content = buffer.getvalue()
+    return with_palette(content, _DPI) if file_format == "png" else content

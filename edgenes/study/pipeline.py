@@ -5,23 +5,24 @@
 # %% ../../nbs/study/pipeline.ipynb #7fb9002
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from ..core import EdgenesError, check_int
-from ..device import pick_device
+from ..device import OutOfMemory, count_gpus, take_gpu
+from .forecast import Meter, begin_run
 from .records import Record
-from .tasks import Plan, Task, checkpoint_of, run_task
-from .workspace import Workspace
+from .tasks import KINDS, Plan, Task, checkpoint_of, run_task
+from .workspace import Workspace, default_workers
 
 # %% auto #0
 __all__ = ['Progress', 'cores', 'run', 'lacking']
@@ -89,35 +90,23 @@ def cores() -> int:
 def run(
     workspace: Workspace,
     plans: Iterable[Plan],
-    workers: int | None = None,  # processes; None: one per core, or 1 on a GPU
-    progress: bool = True,  # show a bar of finished plans on stderr
+    workers: int | None = None,  # processes; None: `default_workers`
+    progress: bool = True,  # show a bar on stderr
+    meter: Meter | None = None,  # a bar that is already shown; None: one for these runs
 ) -> None:
     """Runs all that the plans lack. What is finished is on the disk, whenever it is stopped.
 
     `EdgenesError` at the end names the runs that failed.
     """
     if workers is None:
-        workers = 1 if pick_device(workspace.device).type == "cuda" else cores()
+        workers = default_workers(workspace.device, cores())
     check_int(workers, "workers", 1, 1000)
     state = Progress(workspace, plans)
-    total = len(state.waiting)
-    state.missing()  # what is finished does not enter the estimate of what is left
-    with tqdm(
-        total=total,
-        initial=total - len(state.waiting),
-        disable=not progress,
-        desc=workspace.profile.name,
-        unit="plan",
-        mininterval=2,
-        smoothing=0.05,
-        leave=False,
-    ) as bar:
-        report = _reporter(bar, state)
-        if workers == 1:
-            _run_here(state, report)
-        else:
-            _run_parallel(state, workers, report)
-        bar.leave = not state.failed  # the message on a fault stands alone
+    if meter is None:
+        with Meter(workspace.profile.name, show=progress) as own_meter:
+            _run_all(state, workers, own_meter)
+    else:
+        _run_all(state, workers, meter)
     for task in state.known:
         # left by a process that was killed between its record and the end of its run
         checkpoint_of(task, workspace).remove()
@@ -128,34 +117,33 @@ def run(
         )
 
 
-def _reporter(bar: tqdm, state: Progress) -> Callable[[Task | None], None]:
-    """A function that moves the bar of finished plans, and names the run that has just ended."""
-    runs = itertools.count(1)
-
-    def report(task: Task | None = None) -> None:
-        if task is not None:
-            text = f"run {next(runs)} done: {task.kind} {task.label}"
-            bar.set_postfix_str(text.strip(), refresh=False)
-        bar.update(bar.total - len(state.waiting) - bar.n)
-
-    return report
+def _run_all(state: Progress, workers: int, meter: Meter) -> None:
+    meter.workers = workers
+    if workers == 1:
+        _run_here(state, meter)
+    else:
+        _run_parallel(state, workers, meter)
+    meter.expect_no_more(KINDS)
 
 # %% ../../nbs/study/pipeline.ipynb #7fb9010
-def _run_here(state: Progress, report: Callable[[Task | None], None]) -> None:
+def _run_here(state: Progress, meter: Meter) -> None:
     """Runs what is missing in this process."""
     while missing := state.missing():
-        report(None)
         task = missing[0]
+        begin_run(meter, task, state.workspace)
         try:
             state.known[task] = run_task(task, state.workspace)
         except EdgenesError as error:
             state.failed[task] = error
-        report(task)
-    report(None)
+        meter.end(task)
 
 # %% ../../nbs/study/pipeline.ipynb #7fb9012
-def _end_with_parent() -> None:
-    """Prepares a worker: it ends when the process that started it has ended, in whatever way."""
+def _prepare_worker(places: Any, gpus: int) -> None:
+    """Prepares a worker: a GPU of its own where there are several, and an end with its parent.
+
+    It ends when the process that started it has ended, in whatever way.
+    """
+    take_gpu(places.get(), gpus)
     # Ctrl-C reaches every process of a terminal; the parent decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -171,51 +159,65 @@ def _end_with_parent() -> None:
 def _run_in_pool(
     state: Progress,
     workers: int,
-    report: Callable[[Task | None], None],
+    meter: Meter,
     running: dict[Future, Task],  # receives the tasks under way
 ) -> None:
     """Runs what is missing in a pool of processes; kills them when it is interrupted itself."""
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as executor:
+    places = context.SimpleQueue()
+    for place in range(workers):
+        places.put(place)
+    gpus = count_gpus(state.workspace.device)
+    with ProcessPoolExecutor(workers, context, _prepare_worker, (places, gpus)) as executor:
         try:
             while True:
                 missing = [task for task in state.missing() if task not in running.values()]
-                report(None)
                 if not missing and not running:
                     return
                 for task in missing[: workers - len(running)]:
+                    begin_run(meter, task, state.workspace)
                     running[executor.submit(run_task, task, state.workspace)] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running[future]
                     try:
                         state.known[task] = future.result()
                     except EdgenesError as error:
+                        if isinstance(error, OutOfMemory) and workers > 1:
+                            raise
                         state.failed[task] = error
                     del running[future]
-                    report(task)
+                    meter.end(task)
         except BaseException:
             for child in set(multiprocessing.active_children()) - others:
                 child.kill()  # a run that is stopped goes on from its checkpoint
             raise
 
 # %% ../../nbs/study/pipeline.ipynb #7fb9012b
-def _run_parallel(state: Progress, workers: int, report: Callable[[Task | None], None]) -> None:
-    """Runs what is missing in a pool of processes, and in a second one where the first breaks."""
-    try:
-        _run_in_pool(state, workers, report, {})
-        return
-    except BrokenProcessPool:
-        pass
-    running: dict[Future, Task] = {}
-    try:
-        _run_in_pool(state, workers, report, running)
-    except BrokenProcessPool as error:
-        names = ", ".join(f"{task.kind} seed {task.seed}" for task in running.values())
-        raise EdgenesError(
-            f"a worker was killed a second time, during {names}: "
-            "free memory or use fewer --workers, and start again to go on from here"
-        ) from error
+def _run_parallel(state: Progress, workers: int, meter: Meter) -> None:
+    """Runs what is missing in a pool of processes.
+
+    Where a pool breaks, a second one goes on, and where memory runs out, one of fewer processes.
+    """
+    was_broken = False
+    while True:
+        running: dict[Future, Task] = {}
+        try:
+            return _run_in_pool(state, workers, meter, running)
+        except OutOfMemory as error:
+            workers //= 2
+            meter.workers = workers
+            tqdm.write(f"{error}; going on with {workers}", file=sys.stderr)
+        except BrokenProcessPool as error:
+            if was_broken:
+                names = ", ".join(f"{task.kind} seed {task.seed}" for task in running.values())
+                raise EdgenesError(
+                    f"a worker was killed a second time, during {names}: "
+                    "free memory or use fewer --workers, and start again to go on from here"
+                ) from error
+            was_broken = True
+        for task in running.values():
+            meter.stop(task)
 
 # %% ../../nbs/study/pipeline.ipynb #7fb9014
 _Group = TypeVar("_Group", bound=Hashable)

@@ -15,15 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core import read_json, require, shown, write_json
+import torch
+
+from ..core import EdgenesError, check_int, read_json, require, shown, write_json
 from ..data import Data
-from ..device import pick_device
+from ..device import count_gpus, pick_device
 from ..readers import load_data
 from .profiles import DataSelection, Profile
 from .records import Records
 
 # %% auto #0
-__all__ = ['Workspace', 'RecordedWorkspace', 'project_root', 'open_workspace']
+__all__ = ['Workspace', 'RecordedWorkspace', 'project_root', 'open_workspace', 'workers_per_gpu', 'default_workers']
 
 # %% ../../nbs/study/workspace.ipynb #5aaf013stud
 @dataclass(frozen=True)
@@ -171,3 +173,38 @@ def _remove_halves(folder: Path) -> None:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
+
+# %% ../../nbs/study/workspace.ipynb #c143f92c
+def workers_per_gpu(
+    gpu: str,  # its model, as CUDA names it
+    folder: str | Path | None = None,  # of the check; default: results/gpu of `project_root`
+) -> int:
+    """How many processes share a GPU best, as `edgenes gpu-check` measured it; 1 if it did not.
+
+    `EdgenesError` where its record is damaged.
+    """
+    path = Path(folder or project_root() / "results" / "gpu") / "side_by_side.json"
+    if not os.path.isfile(path):
+        return 1
+    try:
+        record = read_json(path)
+        best = check_int(record["results"]["best_processes"], "best_processes", 1, 64)
+        measured_on = record["device"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgenesError(
+            f"{path} is damaged ({error}): delete it, or run edgenes gpu-check"
+        ) from error
+    return best if measured_on == gpu else 1
+
+
+def default_workers(
+    device: str,  # "auto", "cpu", "cuda" or "cuda:N"
+    cores: int,  # that this process may use
+    folder: str | Path | None = None,  # of the check of a GPU, as `workers_per_gpu` has it
+) -> int:
+    """One worker per core; on GPUs as many as share each best, but at most one per core."""
+    gpus = count_gpus(device)
+    if gpus == 0:
+        return cores
+    best = gpus * workers_per_gpu(torch.cuda.get_device_name(), folder)
+    return max(gpus, min(best, cores))
