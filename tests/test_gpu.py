@@ -1,0 +1,265 @@
+"""What a GPU needs, as far as a CPU can show it: the check, its workers, and steps without waiting.
+
+The steps run on fake tensors that say they are on a GPU. PyTorch refuses to mix their device with
+another, and to read a number of them, for which a real GPU would have to be waited for.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from project import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from edgenes.bench.gpu import PARTS
+from edgenes.bilevel import Bilevel, SearchSettings, StepInputs, VectorStructure, objective
+from edgenes.core import EdgenesError, read_json, stream, write_json
+from edgenes.data import Augment, augment_images
+from edgenes.discrete import DiscreteNetwork
+from edgenes.genotype import SearchSpace
+from edgenes.hypernetwork import Hypernetwork
+from edgenes.neighbours import random_genotype
+from edgenes.study import pipeline
+from edgenes.study.profiles import get_profile
+from edgenes.study.tasks import DartsSearch
+from edgenes.study.workspace import default_workers, open_workspace
+from edgenes.supernet import Supernet
+
+SPACE = SearchSpace()
+HYPERNETWORK_INPUTS = StepInputs(
+    structure_lam=1.0,
+    weight_lam=2.0,
+    regulariser_lams=(0.5, 3.0),
+    regulariser_weight=0.1,
+)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that read a tensor of the CPU and give one of the GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+
+        def devices(nest):
+            leaves = tree_leaves(nest)
+            return {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+
+        if "cpu" in devices((args, kwargs)) and "cuda" in devices(result):
+            self.counts[func.__name__] += 1
+        return result
+
+
+@pytest.fixture
+def fake_gpu():
+    """Tensors that are made inside say that they are on a GPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.device("cuda")
+
+
+def fake_problem(relaxation, hypernetwork):
+    with torch.device("cuda"):
+        supernet = Supernet(SPACE, 10, channels=4, layers=2)
+        structure = Hypernetwork.of(SPACE) if hypernetwork else VectorStructure(SPACE.size)
+        batch = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+    optimum = random_genotype(SPACE, 0) if hypernetwork else None
+    settings = SearchSettings(relaxation=relaxation)
+    return Bilevel(supernet, structure, settings, optimum), batch
+
+
+@pytest.mark.parametrize("relaxation", ["faithful", "gumbel"])
+def test_the_forward_pass_of_a_search_never_waits(fake_gpu, relaxation):
+    problem, batch = fake_problem(relaxation, hypernetwork=False)
+    with Copies() as copies:
+        value = objective(problem, batch, StepInputs())
+    assert value.total.device.type == "cuda"
+    draws_of_noise = 1 + len(SPACE.node_slices)  # of operations, and of the edges of each node
+    assert copies.counts.total() == (draws_of_noise if relaxation == "gumbel" else 0)
+
+
+def test_a_hypernetwork_never_waits(fake_gpu):
+    problem, batch = fake_problem("faithful", hypernetwork=True)
+    value = objective(problem, batch, HYPERNETWORK_INPUTS)
+    assert value.total.device.type == "cuda"
+    assert value.penalties["regulariser"].device.type == "cuda"
+
+
+def test_the_sampled_supernet_never_waits(fake_gpu):
+    problem, (images, _) = fake_problem("sampled", hypernetwork=False)
+    one_each = torch.zeros(SPACE.shapes[0], dtype=torch.bool)
+    one_each[:, :, 2:4] = True
+    with torch.device("cuda"):
+        mix = torch.rand(SPACE.shapes[0])
+    used = mock.Mock(tolist=lambda: [[[place in (2, 3) for place in range(8)]] * SPACE.n_edges])
+    with Copies() as copies:
+        logits = problem.supernet(images, mix, used)
+    assert logits.device.type == "cuda"
+    assert copies.counts.total() == 0
+
+
+def test_a_discrete_network_never_waits(fake_gpu):
+    with torch.device("cuda"):
+        network = DiscreteNetwork(random_genotype(SPACE, 0), 10, channels=4, auxiliary=True)
+        images = torch.randn(8, 3, 8, 8)
+    with Copies() as copies:
+        logits, auxiliary_logits = network.features(images)
+    assert logits.device.type == auxiliary_logits.device.type == "cuda"
+    assert copies.counts.total() == 0
+    network.drop_path = 0.2
+    assert network.features(images)[0].device.type == "cuda"
+
+
+def test_images_are_augmented_where_they_are(fake_gpu):
+    with torch.device("cuda"):
+        images = torch.randn(8, 3, 8, 8)
+    settings = Augment(pad=2, flip=True, cutout=3)
+    assert augment_images(images, settings, stream("augment")).device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Greedy(DartsSearch):
+    """A search that finds no memory at its first tries: once, or always where seed is 9."""
+
+    def run(self, workspace, checkpoint):
+        tried = Path(workspace.results) / f"tried-{self.seed}"
+        if self.seed == 9 or not tried.exists():
+            tried.touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See there.")
+        return super().run(workspace, checkpoint)
+
+
+@dataclass(frozen=True)
+class Placed(DartsSearch):
+    """A search that notes which GPU its process sees."""
+
+    def run(self, workspace, checkpoint):
+        (Path(workspace.results) / f"gpu-{self.seed}").write_text(
+            os.environ["CUDA_VISIBLE_DEVICES"]
+        )
+        return super().run(workspace, checkpoint)
+
+
+def plan_of(*tasks):
+    yield list(tasks)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return open_workspace(get_profile("smoke"), tmp_path / "smoke", device="cpu")
+
+
+def test_out_of_memory_is_one_line_and_goes_on_with_fewer_workers(workspace, capsys):
+    pipeline.run(workspace, [plan_of(Greedy(0))], workers=4, progress=False)
+    assert Greedy(0).done(workspace)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "no memory is left for darts, seed 0 (OutOfMemoryError: CUDA out of memory. Tried to "
+        "allocate 2 GiB): free memory, or use fewer --workers; going on with 2"
+    )
+
+
+def test_out_of_memory_with_one_worker_is_an_error(workspace, capsys):
+    expected = "1 of the runs failed; the others are finished: no memory is left for darts, seed 9"
+    with pytest.raises(EdgenesError, match=expected):
+        pipeline.run(workspace, [plan_of(Greedy(9))], workers=2, progress=False)
+    assert "going on with 1" in capsys.readouterr().err
+    with pytest.raises(EdgenesError, match=expected):
+        pipeline.run(workspace, [plan_of(Greedy(9))], workers=1, progress=False)
+
+
+def test_workers_take_one_of_several_gpus_each(workspace, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(pipeline, "count_gpus", lambda device: 2)
+    tasks = [Placed(0), Placed(1)]
+    pipeline.run(workspace, [plan_of(*tasks)], workers=2, progress=False)
+    seen = [(Path(workspace.results) / f"gpu-{seed}").read_text() for seed in (0, 1)]
+    assert sorted(seen) == ["3", "5"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_as_many_workers_as_were_found_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *which: "A1")
+    assert default_workers("cuda", 16, tmp_path) == 2  # one per GPU where nothing was measured
+    record = {"device": "A1", "results": {"best_processes": 4}}
+    write_json(tmp_path / "side_by_side.json", record)
+    assert default_workers("auto", 16, tmp_path) == 8
+    assert default_workers("cuda:1", 16, tmp_path) == 4
+    assert default_workers("cuda", 3, tmp_path) == 3
+    assert default_workers("cuda", 1, tmp_path) == 2
+    write_json(tmp_path / "side_by_side.json", record | {"device": "A2"})
+    assert default_workers("cuda", 16, tmp_path) == 2
+
+
+def gpu_check(folder, **options):
+    """The running command."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "edgenes", "gpu-check", "--device", "cpu"),
+            *("--out", str(folder), "--minutes", "100"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def test_a_killed_check_goes_on_where_it_was(tmp_path):
+    """All parts, as they run on a GPU, at tiny sizes; the command is killed after its first."""
+    process = gpu_check(tmp_path)
+    try:
+        for line in process.stdout:
+            assert line.startswith("machine: done in"), line
+            break
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert "machine.json" in finished
+    process = gpu_check(tmp_path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "machine:" not in output
+    assert {path.stem for path in tmp_path.glob("*.json")} == {*PARTS, "costs"}
+    for name, written in finished.items():
+        assert (tmp_path / name).stat().st_mtime_ns == written
+    kinds = read_json(tmp_path / "costs.json")["results"]["plain"]["kinds"]
+    assert all(row["hours"] > 0 for row in kinds)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert f"wrote {tmp_path}." in output
+
+
+def test_a_check_needs_no_library_of_figures_or_statistics():
+    code = "import sys, edgenes.bench.gpu, edgenes.report.readme, edgenes.cli.main; "
+    code += "print(*{'statsmodels', 'seaborn', 'matplotlib', 'torchvision'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.strip() == "", process.stdout + process.stderr
+    assert process.returncode == 0
+
+
+def test_a_command_without_a_gpu_names_the_remedy(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is at hand")
+    command = [sys.executable, "-m", "edgenes", "gpu-check", "--out", str(tmp_path / "out")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("edgenes: no CUDA GPU is found by torch")
+    assert "--device cpu" in line
+    assert not (tmp_path / "out").exists()
