@@ -144,8 +144,7 @@ def retrain(
     )
     if average is not None and len(log) >= settings.first_averaged:
         _use_average(average, network, data, settings, seed)
-    finite = all(weight.isfinite().all() for weight in network.state_dict().values())
-    _check_finite(finite, "weights", "its last step", genotype)
+    _check_weights(network)
     return network.eval(), log
 
 # %% ../nbs/method/18_retraining.ipynb #6bf9017
@@ -189,6 +188,12 @@ def _check_finite(finite: bool, what: str, when: str, genotype: Genotype) -> Non
             f"the retraining of {genotype.key} diverged in {when} ({what} {verb} not finite): "
             "lower lr"
         )
+
+
+def _check_weights(network: DiscreteNetwork) -> None:
+    """`Diverged` unless all weights and moments are finite."""
+    finite = all(weight.isfinite().all() for weight in network.state_dict().values())
+    _check_finite(finite, "weights", "its last step", network.genotype)
 
 
 def _copy_weights(network: DiscreteNetwork, start: DiscreteNetwork) -> None:

@@ -153,7 +153,7 @@ def nearest(
     hypernetwork: Hypernetwork,  # trained
     count: int,  # n
 ) -> list[Genotype]:
-    """The first `count` distinct architectures from lambda = Lambda downwards, repeated if fewer."""
+    """The first `count` distinct architectures from lambda = Lambda down, repeated if fewer."""
     places = range(PATH_STEPS * hypernetwork.max_shared, -1, -1)
     path = dict.fromkeys(hypernetwork.sample(place / PATH_STEPS) for place in places)
     distinct = list(path)

@@ -131,9 +131,7 @@ def ensemble(
     Returns its record.
     """
     if task.done(workspace) is None:
-        retrainings = task.retrainings()
-        for generation in _generations(retrainings):
-            yield generation
+        yield from _generations(task.retrainings())
     (record,) = yield [task]
     return record
 
