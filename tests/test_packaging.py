@@ -1,5 +1,7 @@
 """One source for every version and requirement; the wheel holds what the package needs."""
 
+import json
+import os
 import re
 import shutil
 import sys
@@ -16,6 +18,7 @@ from project import ROOT, contents, read_settings, requirements, run
 
 import edgenes
 
+PYTHON_OF_BINDER = "3.11"  # that of environment.yml
 IN_SDIST = ("settings.ini", "LICENSE", "README.md", "requirements.lock", "environment.yml")
 NEEDED_TO_BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in")
 
@@ -29,6 +32,29 @@ def test_one_name_and_one_version():
     assert edgenes.__version__ == settings["version"]
     name = re.search(r'^name = "(.+)"', read("pyproject.toml"), re.M)[1]
     assert name == settings["lib_name"]
+
+
+def test_zenodo_and_citation_say_the_same():
+    zenodo = json.loads(read(".zenodo.json"))
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert zenodo["title"] == citation["title"]
+    assert zenodo["license"] == citation["license"]
+    assert zenodo["version"] == str(citation["version"]) == read_settings()["version"]
+    assert set(citation["keywords"]) <= set(zenodo["keywords"])
+
+
+def test_hosted_checks_call_the_script_of_this_project():
+    workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
+    commands = [step.get("run") for step in workflow["jobs"]["tests"]["steps"]]
+    assert ".ci/run" in commands
+
+
+def test_binder_installs_the_package_with_what_notebooks_need():
+    dependencies = yaml.safe_load(read(".binder/environment.yml"))["dependencies"]
+    assert f"python={PYTHON_OF_BINDER}" in dependencies
+    build = ROOT / ".binder" / "postBuild"
+    assert os.access(build, os.X_OK)
+    assert "-e '.[dev]'" in build.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("system", ["linux", "darwin"])

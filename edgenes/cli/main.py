@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import images, study
+from . import gpu, images, study
 from ..core import EdgenesError
 
 # %% auto #0
@@ -39,9 +39,12 @@ def options(
 
 study.register(app)
 images.register(app)
+gpu.register(app)
 
 # %% ../../nbs/cli/main.ipynb #5e51014
 STOPPED = "stopped; start again to go on from here"
+
+_KEEP_NOTHING = tuple(command.__name__ for command in images.EXAMPLES)  # they start anew
 
 _CTRL_C = 130  # typer's exit code after Ctrl-C
 
@@ -60,7 +63,7 @@ def main() -> None:
     else:
         if code != _CTRL_C:
             sys.exit(code)
-        message = STOPPED
+        message = _stopped()
     typer.echo(f"edgenes: {EdgenesError(message)}", err=True)  # one line, without terminal codes
     sys.exit(2)
 
@@ -70,7 +73,7 @@ def _remedy(error: BaseException) -> str | None:
     if isinstance(error, EdgenesError):
         return str(error)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return STOPPED
+        return _stopped()
     if isinstance(error, OSError):
         # A name that is too long, a folder that may not be read, a full disk, or nobody at the
         # other end of stdout.
@@ -84,6 +87,13 @@ def _remedy(error: BaseException) -> str | None:
         first_line = error.format_message().split("\n")[0].rstrip(".") or "nothing to do"
         return f"{first_line}; see edgenes --help"
     return None
+
+
+def _stopped() -> str:
+    """What Ctrl-C leaves behind: what `run` has done is kept in its records."""
+    if sys.argv[1:2] and sys.argv[1] in _KEEP_NOTHING:
+        return f"stopped; nothing of edgenes {sys.argv[1]} is kept"
+    return STOPPED
 
 
 def _discard_output() -> None:

@@ -19,7 +19,8 @@ from ..genotype import Genotype
 from ..metrics import MEANING
 
 # %% auto #0
-__all__ = ['picture_of_genotype', 'escape_markdown', 'markdown_table', 'model_card']
+__all__ = ['picture_of_genotype', 'escape_markdown', 'markdown_table', 'model_card', 'how_pictures_are_converted',
+           'card_of_export']
 
 # %% ../../nbs/estimator/card.ipynb #cardpicture
 def picture_of_genotype(
@@ -122,11 +123,14 @@ The optimum of the search, then the members. Edges that a member shares with the
 from edgenes import EdgeNES
 
 model = EdgeNES.load(".")
+model.predict("pictures/")  # a folder, a picture or a list of them
 model.predict_proba(images)  # uint8, N x {{ height }} x {{ width }} x {{ channels }}
 model.predict_uncertainty(images)  # in nats; higher is less sure
 model.members_  # torch modules: float images in [0, 1], N x {{ channels }} x {{ height }} x \
 {{ width }}, to logits
 ```
+
+{{ conversion }}
 
 The total uncertainty is the sum of two parts. The aleatoric part is high where the members agree
 that an image is ambiguous, the epistemic part where they disagree.
@@ -167,10 +171,44 @@ def model_card(
         channels=channels,
         class_names=", ".join(shown_classes),
         budget=budget,
+        conversion=how_pictures_are_converted(ensemble),
         criterion={"nll": "likelihood"}.get(parameters.criterion, parameters.criterion),
         phases=_phase_rows(report),
         metrics=[(name, value, MEANING[name]) for name, value in report["validation"].items()],
         candidates=_candidate_rows(report),
+    )
+
+
+def how_pictures_are_converted(
+    ensemble: FittedEnsemble,
+) -> str:  # Markdown, one paragraph
+    """What becomes of a picture before the networks see it."""
+    height, width, channels = ensemble.image_shape
+    if channels not in (1, 3):
+        return f"The images have {channels} channels: no picture can be given in their place."
+    cut = "resized until it covers that size, and its middle is cut out"
+    if ensemble.parameters.resize == "pad":
+        cut = "resized until it fits into that size, and the rest is black"
+    colours = "grey" if channels == 1 else "RGB"
+    return (
+        "A picture is turned upright as its EXIF data say, laid on white where it is transparent, "
+        f"brought to 8 bits and {colours}, and, where it does not have {height} x {width} pixels, "
+        f"{cut} (bilinear, antialiased)."
+    )
+
+
+def card_of_export(
+    ensemble: FittedEnsemble,
+) -> str:  # Markdown
+    """What somebody who has nothing but an exported file needs to know."""
+    height, width, channels = ensemble.image_shape
+    names = ", ".join(escape_markdown(name) for name in ensemble.classes)
+    return (
+        f"# Ensemble of {len(ensemble.genotypes)} networks\n\n"
+        f"Exported by edgenes {__version__}.\n\n"
+        f"Input: float32 images in [0, 1], N x {channels} x {height} x {width}. "
+        "Output: N probabilities of each class.\n\n"
+        f"Classes, in this order: {names}\n\n{how_pictures_are_converted(ensemble)}\n"
     )
 
 

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..core import EdgenesError, require
+from ..core import EdgenesError, derive_seed, require, shown
 from ..data import Data, Split, assemble, checked_split, draw_splits
 from ..device import pick_device
 from ..ensembles import average
@@ -27,101 +30,229 @@ from edgenes.estimator.members import (
     encode_labels,
     member_probabilities,
 )
+from edgenes.estimator.pictures import (
+    LEAST_OF_A_CLASS,
+    Conversion,
+    Pictures,
+    PictureSettings,
+    class_folder,
+    label_text,
+    list_classes,
+    list_pictures,
+    listing_of_files,
+    look_alikes,
+    match_labels,
+    note_on_imbalance,
+    read_listing,
+    read_pictures,
+)
+from .places import as_path
 from .planning import now
 from .saved import export_ensemble, load_ensemble, save_ensemble
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..metrics import Uncertainty, ensemble_metrics, uncertainty
-from ..readers import SUFFIXES, read_part, skipped_files
+from ..readers import read_part
 
 # %% auto #0
-__all__ = ['to_split', 'read_labelled', 'notes_on_folder', 'to_data', 'EdgeNES']
+__all__ = ['LabelledImages', 'paths_among', 'to_pixels', 'encode', 'read_labelled', 'divide', 'to_data', 'weights_of_classes',
+           'EdgeNES']
 
 # %% ../../nbs/estimator/estimator.ipynb #6332007
-def to_split(
-    images: Any,  # (N, H, W, C) or (N, H, W), uint8
-    codes: np.ndarray | None,  # (N,), the classes of the images; None: images for prediction
-    classes: int,  # K
+class LabelledImages(NamedTuple):
+    """The images of a fit or of a test, with what they were made from."""
+
+    split: Split  # labels are codes
+    classes: np.ndarray  # (K,), sorted; the labels behind the codes
+    notes: list[str]  # on what was read, in sentences without a final full stop
+
+
+def paths_among(
+    images: Any,  # what a user gives as images
+) -> list[Path] | None:  # None: they are no paths
+    """The path or the paths that a user gives."""
+    kinds = (str, os.PathLike)
+    if isinstance(images, kinds):
+        return [as_path(images)]
+    if getattr(images, "ndim", 1) != 1:  # of a table, the columns would be taken for paths
+        return None
+    try:
+        items = list(images) if isinstance(next(iter(images), None), kinds) else []
+    except TypeError:
+        return None
+    return [as_path(item) for item in items] or None
+
+
+def to_pixels(
+    images: Any,  # (N, H, W, C) or (N, H, W): an array, or lists of whole numbers
     where: str,  # what the images are for, for messages
-) -> Split:
-    """Images as a checked `Split`. `EdgenesError` names what cannot be used."""
-    require(
-        not isinstance(images, (str, Path)),
-        f"{images} is a path, which only fit, score and evaluate take: "
-        "give an array of images, or use the command `edgenes predict`",
-    )
+) -> np.ndarray:  # of the same shape
+    """Images as an array. `EdgenesError` where they are none."""
     try:
         pixels = np.asarray(images)
     except (ValueError, TypeError) as error:
         raise EdgenesError(
             f"{where}: images are not one array ({error}): give uint8 N x H x W x C"
         ) from error
-    if codes is None:
-        codes = np.zeros(pixels.shape[:1], np.int64)
-    return checked_split(pixels, codes, classes, where)
+    is_of_numbers = isinstance(images, (list, tuple)) and pixels.dtype.kind in "iu"
+    if is_of_numbers and pixels.size > 0 and pixels.min() >= 0 and pixels.max() <= 255:
+        return pixels.astype(np.uint8)
+    return pixels
 
 
+def encode(
+    labels: Any,  # N whole numbers, truth values or strings
+) -> tuple[np.ndarray, np.ndarray]:  # classes (K,), sorted; codes (N,), int64
+    """The classes of labels, in which strings that are the same text are one class.
+
+    `EdgenesError` as in `encode_labels`.
+    """
+    classes, codes = encode_labels(labels)
+    places = {label_text(label): place for place, label in reversed(list(enumerate(classes)))}
+    if len(places) == len(classes):
+        return classes, codes
+    first = np.array([places[label_text(label)] for label in classes])
+    return encode_labels(classes[first[codes]])
+
+# %% ../../nbs/estimator/estimator.ipynb #e102f336
 def read_labelled(
-    images: Any,  # (N, H, W, C) or (N, H, W), uint8; or the path of a folder or an .npz file
-    labels: Any,  # (N,); None with a path
+    images: Any,  # an array, the path of a folder or an .npz file, or a list of paths
+    labels: Any,  # (N,); None with the path of a folder or an .npz file
     part: str,  # "train" or "test": which set of a path is read
-) -> tuple[Split, np.ndarray]:  # images with their codes; classes (K,), sorted
-    """Labelled images of either kind. `EdgenesError` names what cannot be used."""
-    if isinstance(images, (str, Path)):
-        require(labels is None, f"{images} has its own labels: leave the labels out")
-        names, split = read_part(Path(images), part)
-        classes, codes = encode_labels(np.array(names)[split.labels])
-        return replace(split, labels=torch.from_numpy(codes)), classes
+    settings: PictureSettings | None = None,  # of pictures; None: the defaults
+    conversion: Conversion | None = None,  # None: it is chosen by the pictures
+) -> LabelledImages:
+    """Labelled images of any kind. `EdgenesError` names what cannot be used."""
+    settings = settings or PictureSettings()
+    paths = paths_among(images)
+    if paths is not None and isinstance(images, (str, os.PathLike)):
+        require(labels is None, f"{paths[0]} has its own labels: leave the labels out")
+        return _read_path(paths[0], part, settings, conversion)
     # scikit-learn's checks look for the words "requires y to be passed".
     require(
         labels is not None,
         "labels are missing (fit requires y to be passed, but the target y is None): "
         "give one per image, or the path of a folder with one folder of pictures per class",
     )
-    classes, codes = encode_labels(labels)
-    return to_split(images, codes, len(classes), part), classes
+    notes = []
+    if paths is not None:
+        labels = np.asarray(labels)
+        require(
+            labels.shape == (len(paths),),
+            f"{len(paths)} pictures, and labels of shape {labels.shape}: give one per picture",
+        )
+        read = read_listing(listing_of_files(paths), settings, conversion)
+        kept = {path.absolute() for path in read.files}
+        labels = labels[[path.absolute() in kept for path in paths]]
+        images = read.images
+        notes = read.notes
+    classes, codes = encode(labels)
+    split = checked_split(to_pixels(images, part), codes, len(classes), part)
+    alike = look_alikes(classes.tolist())
+    if alike:
+        notes = [*notes, f"labels that look alike, as {alike[0]!a}, are different classes"]
+    return LabelledImages(split, classes, notes)
 
 
-def notes_on_folder(
-    images: Any,  # as in `read_labelled`
-) -> list[str]:  # one note, or none
-    """What `read_labelled` does not read in a folder of pictures."""
-    if not isinstance(images, (str, Path)):
-        return []
-    skipped = skipped_files(Path(images), "train")
-    if not skipped:
-        return []
-    return [
-        f"not read in the folder of pictures: {len(skipped)}, first {skipped[0]}; "
-        f"a fit reads pictures ({' '.join(SUFFIXES)}) that lie in one folder per class"
-    ]
+def _read_path(
+    path: Path,
+    part: str,
+    settings: PictureSettings,
+    conversion: Conversion | None,
+) -> LabelledImages:
+    """A folder of pictures, an .npz file or CIFAR-100."""
+    folder = class_folder(path, part)
+    if folder is None:
+        names, split = read_part(path, part)
+        classes, codes = encode(np.array(names)[split.labels])
+        return LabelledImages(replace(split, labels=torch.from_numpy(codes)), classes, [])
+    listing = list_classes(folder)
+    read = read_listing(listing, settings, conversion)
+    class_of = dict(zip(listing.files, listing.classes))
+    classes, codes = encode([class_of[file] for file in read.files])
+    split = checked_split(read.images, codes, len(classes), str(folder))
+    return LabelledImages(split, classes, read.notes)
 
 # %% ../../nbs/estimator/estimator.ipynb #6332009
+def divide(
+    labelled: LabelledImages,
+    seed: int,  # of the division
+) -> Data:  # the test split is empty
+    """Training and validation images of a fit.
+
+    `EdgenesError` for a class of fewer than 3 images, or fewer than 5 where it is the only class
+    (batches of the search need two images).
+    """
+    split, classes, _ = labelled
+    codes = split.labels.numpy()
+    sizes = np.bincount(codes)
+    rarest = int(sizes.min())
+    least = LEAST_OF_A_CLASS if len(sizes) > 1 else 5
+    remedy = f"give at least {least} of each class"
+    if len(sizes) > 1:
+        remedy += ", or leave it out"
+    require(rarest >= least, f"class {classes[sizes.argmin()]} has {rarest} images: {remedy}")
+    validation = _validation_images(codes, sizes, seed)
+    indices = {
+        "train": np.setdiff1d(np.arange(len(codes)), validation),
+        "val": validation,
+        "test": np.arange(0),
+    }
+    splits = {name: split.take(index) for name, index in indices.items()}
+    return assemble("images", tuple(map(str, classes)), splits, indices)
+
+
+def _validation_images(
+    codes: np.ndarray,  # (N,)
+    sizes: np.ndarray,  # (K,), images of each class
+    seed: int,
+) -> np.ndarray:  # sorted indices
+    """A fifth of all images but at most 5,000, stratified; one of each class that is too rare."""
+    share = min(math.ceil(len(codes) / 5), 5000) / len(codes)
+    is_rare = sizes * share < 1
+    usual = np.flatnonzero(~is_rare[codes])
+    chosen = [
+        np.flatnonzero(codes == rare)[derive_seed(seed, "data", "val", int(rare)) % sizes[rare]]
+        for rare in np.flatnonzero(is_rare)
+    ]
+    if len(usual) > 0:
+        count = math.ceil(share * len(usual))
+        if chosen:
+            count = max(int((~is_rare).sum()), math.floor(share * len(usual)))
+        drawn = draw_splits(codes[usual], codes[usual], val_images=count, seed=seed)
+        chosen.extend(usual[drawn["val"]])
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
 def to_data(
     images: Any,  # as in `read_labelled`
     labels: Any,  # as in `read_labelled`
     seed: int,  # of the division
 ) -> tuple[Data, np.ndarray]:  # the test split is empty; classes (K,), sorted
-    """Training and validation images of a fit.
+    """Images of any kind as a fit with default parameters divides them."""
+    labelled = read_labelled(images, labels, "train")
+    return divide(labelled, seed), labelled.classes
 
-    `EdgenesError` names what cannot be used, such as a class of fewer than 3 images, or fewer than
-    5 where it is the only class (batches of the search need two images).
-    """
-    split, classes = read_labelled(images, labels, "train")
-    codes = split.labels.numpy()
-    sizes = np.bincount(codes)
-    rarest = int(sizes.min())
-    least = 3 if len(sizes) > 1 else 5
-    remedy = f"give at least {least} of each class"
-    if len(sizes) > 1:
-        remedy += ", or leave it out"
-    require(rarest >= least, f"class {classes[sizes.argmin()]} has {rarest} images: {remedy}")
-    usual = math.ceil(len(split) / min(5, rarest))
-    highest = max(5000, math.ceil(len(split) / rarest))
-    indices = draw_splits(codes, codes, val_images=min(usual, highest), seed=seed)
-    indices["test"] = np.arange(0)
-    splits = {name: split.take(index) for name, index in indices.items()}
-    return assemble("images", tuple(map(str, classes)), splits, indices), classes
+# %% ../../nbs/estimator/estimator.ipynb #b2caf966
+def weights_of_classes(
+    class_weight: str | dict[Any, float] | None,  # as in `FitParameters`
+    classes: np.ndarray,  # (K,)
+    codes: np.ndarray,  # (N,)
+) -> torch.Tensor | None:  # (K,)
+    """The weight of each class. `EdgenesError` for a weight of a label that does not occur."""
+    if class_weight is None:
+        return None
+    counts = np.bincount(codes, minlength=len(classes))
+    if isinstance(class_weight, str):
+        return torch.from_numpy(len(codes) / (len(classes) * counts)).float()
+    weights = torch.ones(len(classes))
+    for label, place in zip(class_weight, match_labels(class_weight, classes)):
+        require(
+            place is not None,
+            f"class_weight has the label {shown(label)}, which no image has: correct it",
+        )
+        weights[place] = float(class_weight[label])
+    return weights
 
 # %% ../../nbs/estimator/estimator.ipynb #6332024
 class EdgeNES(ClassifierMixin, BaseEstimator):
@@ -136,12 +267,16 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         >>> model.predict_uncertainty(new_images).epistemic  # high for unfamiliar images
         >>> model.save("ensemble/")
         >>> EdgeNES.load("ensemble/").predict_proba(new_images)
+        >>> EdgeNES(time_budget=600).fit("pictures/").predict("new_pictures/")
 
-    Images are uint8, N x H x W x C or N x H x W, with even height and width.
+    Images are uint8, N x H x W x C or N x H x W, with even height and width. Pictures are paths:
+    of a folder, of a file, or a list. They may have any mode and size.
     """
 
     classes_: np.ndarray  # (K,), the sorted labels
     image_shape_: tuple[int, int, int]  # (H, W, C)
+    conversion_: Conversion  # of pictures to such images
+    seed_: int  # the seed of the fit, from `random_state` or `seed`
     n_features_in_: int  # H * W * C
     members_: list[ImageNetwork]  # float images in [0, 1], N x C x H x W, to logits
     genotypes_: list[Genotype]  # of the members
@@ -156,6 +291,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         *,
         seed: int = 0,  # decides every random number
         time_budget: float | None = None,  # seconds of `fit`; None: a fixed number of steps
+        strategy: str = "auto",  # of the members: "independent", "hatch", or as the seconds allow
         search_steps: int | None = None,  # of the search (hypernetwork: twice as many); None: 300
         epochs: int | None = None,  # of each retraining; None: 8 to 40, by the number of images
         flip: bool = False,  # mirror training images at random: for photographs, not for digits
@@ -163,6 +299,12 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         relaxation: str = "sampled",  # of the search; "faithful": the paper's, several times slower
         downscale: int | None = None,  # k: networks see means of k x k pixels; None: 32 a side
         inputs_per_node: int = 1,  # edges that each node keeps: 1 (the paper) or 2 (DARTS)
+        class_weight: str | dict[Any, float] | None = None,  # "balanced", or one for each label
+        image_size: int | tuple[int, int] | None = None,  # of pictures, (H, W); None: their median
+        resize: str = "crop",  # of pictures of another size: cut the edges off, or "pad" with black
+        channels: str = "auto",  # of pictures: "rgb", "grey", or grey only where all are grey
+        unreadable: str = "skip",  # pictures that cannot be read: leave them out, or "error"
+        random_state: Any = None,  # scikit-learn's name of `seed`; where it is given, it is used
         device: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
         verbose: int = 1,  # 0: silent, 1: a bar on stderr, 2: also one line per phase
     ) -> None:
@@ -170,6 +312,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.candidates = candidates
         self.seed = seed
         self.time_budget = time_budget
+        self.strategy = strategy
         self.search_steps = search_steps
         self.epochs = epochs
         self.flip = flip
@@ -177,13 +320,19 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.relaxation = relaxation
         self.downscale = downscale
         self.inputs_per_node = inputs_per_node
+        self.class_weight = class_weight
+        self.image_size = image_size
+        self.resize = resize
+        self.channels = channels
+        self.unreadable = unreadable
+        self.random_state = random_state
         self.device = device
         self.verbose = verbose
 
     def fit(
         self,
-        X: Any,  # N x H x W x C or N x H x W, uint8; or the path of a folder or an .npz file
-        y: Any = None,  # N labels: whole numbers or strings; None with a path
+        X: Any,  # N x H x W x C or N x H x W, uint8; a folder or an .npz file; N paths of pictures
+        y: Any = None,  # N labels: whole numbers or strings; None with a folder or a file
     ) -> EdgeNES:
         """Searches, retrains and chooses the members.
 
@@ -191,27 +340,99 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         is not finite.
         """
         start = now()
-        parameters = FitParameters(**self.get_params())
+        parameters = self._fit_parameters(self._seed())
         device = pick_device(self.device)
-        data, classes = to_data(X, y, self.seed)
-        notes = notes_on_folder(X)
-        ensemble = fit_ensemble(data, classes, parameters, device, notes=notes, start=start)
+        labelled = read_labelled(X, y, "train", parameters.picture_settings)
+        data = divide(labelled, parameters.seed)
+        codes = labelled.split.labels.numpy()
+        weights = weights_of_classes(self.class_weight, labelled.classes, codes)
+        data = replace(data, class_weights=weights)
+        notes = list(labelled.notes)
+        if len(labelled.classes) == 1:
+            notes.append(
+                f"there is a single class, {labelled.classes[0]}: every answer will be the same; "
+                "give images of two or more classes"
+            )
+        advice = note_on_imbalance(dict(enumerate(np.bincount(codes).tolist())))
+        if advice and weights is None:
+            notes.append(
+                f"the rarest class has under a tenth of the images of the largest: {advice}"
+            )
+        ensemble = fit_ensemble(
+            data, labelled.classes, parameters, device, notes=notes, start=start
+        )
         return self._take(ensemble)
+
+    def read(
+        self,
+        X: Any,  # the path of a picture or of a folder of them, or a list of paths
+    ) -> Pictures:  # images (N, H, W, C), uint8, their N files, and what cannot be read
+        """Pictures as images of the size and the channels that the ensemble was fitted on.
+
+        `EdgenesError` where there is no picture that can be read.
+        """
+        check_is_fitted(self, "members_")
+        paths = paths_among(X)
+        if paths is None:
+            raise EdgenesError("these are no paths: give a picture, a folder, or a list of them")
+        channels = self.image_shape_[2]
+        require(
+            channels in (1, 3),
+            f"the ensemble was fitted on images of {channels} channels, as no picture has: "
+            "give arrays",
+        )
+        pictures = read_pictures(list_pictures(paths), self.conversion_, self.unreadable)
+        file, reason = next(iter(pictures.faults.items()), (None, None))
+        require(
+            pictures.files,
+            f"cannot read the picture {file} ({reason}): give pictures that can be read",
+        )
+        return pictures
 
     def member_proba(
         self,
-        X: Any,  # N x H x W x C or N x H x W, uint8, of the size of those in `fit`
+        X: Any,  # N x H x W x C or N x H x W, uint8, of the size of those in `fit`; or as in `read`
     ) -> np.ndarray:  # (n, N, K)
-        """The probabilities of every member. `EdgenesError` for images of another shape."""
+        """The probabilities of every member. `EdgenesError` for images of another shape.
+
+        Pictures in folders come in the order of their names. Those that cannot be read are left
+        out with a warning; `read` tells which files are left.
+        """
         check_is_fitted(self, "members_")
-        split = to_split(X, None, 1, "predict")
-        _, channels, height, width = split.images.shape
-        given = f"{height} x {width} x {channels}"
-        fitted = " x ".join(map(str, self.image_shape_))
+        paths = paths_among(X)
+        if paths is None:
+            return self._judge(to_pixels(X, "predict"))
+        if len(paths) == 1 and class_folder(paths[0], "test") is None and _is_archive(paths[0]):
+            return self._judge(_images_of(read_part(paths[0], "test")[1]))
+        pictures = self.read(X)
+        if pictures.faults:
+            file, reason = next(iter(pictures.faults.items()))
+            warnings.warn(
+                f"{len(pictures.faults)} pictures cannot be read and have no answer, "
+                f"first {file} ({reason})",
+                stacklevel=2,
+            )
+        return self._judge(pictures.images)
+
+    def _judge(
+        self,
+        pixels: np.ndarray,  # (N, H, W, C) or (N, H, W)
+    ) -> np.ndarray:  # (n, N, K)
+        """The probabilities of every member for an array of images."""
+        height, width, channels = self.image_shape_
+        is_one = pixels.shape == self.image_shape_ or (
+            channels == 1 and pixels.shape == (height, width)
+        )
         require(
-            given == fitted,
-            f"images are {given} (H x W x C), the ensemble was fitted on {fitted}: "
-            "resize or convert them",
+            not is_one,
+            f"this is one image of shape {pixels.shape}, and N of them are asked for: give x[None]",
+        )
+        split = checked_split(pixels, np.zeros(pixels.shape[:1], np.int64), 1, "predict")
+        _, c, h, w = split.images.shape
+        require(
+            (h, w, c) == self.image_shape_,
+            f"images are {h} x {w} x {c} (H x W x C), the ensemble was fitted on "
+            f"{height} x {width} x {channels}: resize or convert them",
         )
         return member_probabilities(self.members_, split).numpy()
 
@@ -240,23 +461,21 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     def evaluate(
         self,
         X: Any,  # as in `fit`; of a path with a test set, that set is read
-        y: Any = None,  # N labels; None with a path
+        y: Any = None,  # as in `fit`
     ) -> dict[str, float | int]:
         """The metrics of `ensemble_metrics` on labelled images.
 
-        `EdgenesError` for labels that `fit` has not seen.
+        Labels are matched by their text, whatever their type. `EdgenesError` for labels that `fit`
+        has not seen.
         """
-        split, classes = read_labelled(X, y, "test")
-        # Compared as text: folders have names where arrays may have had numbers.
-        codes = {str(label): code for code, label in enumerate(self.classes_)}
-        unknown = [str(label) for label in classes if str(label) not in codes]
+        probabilities, codes, labels = self._judge_labelled(X, y)
+        unknown = np.unique(labels[codes < 0])
         require(
-            not unknown,
-            f"label {unknown[:1]} was not among those of fit: correct it, or fit again",
+            len(unknown) == 0,
+            f"label {[str(label) for label in unknown[:1]]} was not among those of fit: "
+            "correct it, or fit again",
         )
-        known = np.array([codes[str(label)] for label in classes])
-        images = split.images.permute(0, 2, 3, 1).numpy()
-        return ensemble_metrics(self.member_proba(images), known[split.labels.numpy()])
+        return ensemble_metrics(probabilities, codes)
 
     def score(
         self,
@@ -264,14 +483,33 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         y: Any = None,  # as in `evaluate`
         sample_weight: Any = None,  # (N,); not with a path
     ) -> float:  # in [0, 1]
-        """The share of right labels."""
-        if not isinstance(X, (str, Path)):
-            return ClassifierMixin.score(self, X, y, sample_weight)
+        """The share of right labels. A label that `fit` has not seen counts as wrong."""
         require(
-            sample_weight is None,
-            f"{X} is a path, whose images have no weights: give arrays, or leave sample_weight out",
+            sample_weight is None or paths_among(X) is None,
+            "pictures have no weights: give arrays, or leave sample_weight out",
         )
-        return self.evaluate(X)["accuracy_percent"] / 100
+        probabilities, codes, _ = self._judge_labelled(X, y)
+        is_right = average(probabilities).numpy().argmax(1) == codes
+        try:
+            return float(np.average(is_right, weights=sample_weight))
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise EdgenesError(
+                f"sample_weight cannot be used ({error}): give one number per image"
+            ) from error
+
+    def _judge_labelled(
+        self,
+        X: Any,  # as in `evaluate`
+        y: Any,  # as in `evaluate`
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, N, K); (N,), -1: unknown; labels (N,)
+        """The probabilities of every member, the codes of the right classes, and their labels."""
+        check_is_fitted(self, "members_")
+        settings = self._fit_parameters(self.seed_).picture_settings
+        labelled = read_labelled(X, y, "test", settings, self.conversion_)
+        matches = match_labels(labelled.classes.tolist(), self.classes_.tolist())
+        places = np.array([-1 if place is None else place for place in matches])
+        codes = labelled.split.labels.numpy()
+        return self._judge(_images_of(labelled.split)), places[codes], labelled.classes[codes]
 
     def sample(
         self,
@@ -283,10 +521,13 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
 
     def save(
         self,
-        folder: str | Path,  # made where it is missing; may hold a former ensemble
+        folder: str | Path,  # new, empty, or that of a former ensemble
     ) -> Path:  # the folder
-        """Writes weights, genotypes, pictures and a model card: all of it, or nothing."""
-        return save_ensemble(self._fitted(), Path(folder))
+        """Writes weights, genotypes, pictures and a model card: all of it, or nothing.
+
+        `EdgenesError` for a folder that holds other things.
+        """
+        return save_ensemble(self._fitted(), as_path(folder))
 
     @classmethod
     def load(
@@ -296,7 +537,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         verbose: int = 1,  # of later fits
     ) -> EdgeNES:
         """What `save` wrote. `EdgenesError` names the file that is missing or damaged."""
-        ensemble = load_ensemble(Path(folder), device, verbose)
+        ensemble = load_ensemble(as_path(folder), device, verbose)
         return cls(**vars(ensemble.parameters))._take(ensemble)
 
     def export(
@@ -304,12 +545,14 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         path: str | Path,  # a name that ends in .pt2
     ) -> Path:  # the path
         """Writes one `torch.export` file: float images in [0, 1], N x C x H x W, to (N, K)."""
-        return export_ensemble(self._fitted(), Path(path))
+        return export_ensemble(self._fitted(), as_path(path))
 
     def _take(self, ensemble: FittedEnsemble) -> EdgeNES:
         """Stores what was learned under the names of scikit-learn."""
         self.classes_ = ensemble.classes
         self.image_shape_ = ensemble.image_shape
+        self.conversion_ = Conversion(*ensemble.image_shape, ensemble.parameters.resize)
+        self.seed_ = ensemble.parameters.seed
         self.n_features_in_ = math.prod(ensemble.image_shape)
         self.optimum_ = ensemble.optimum
         self.hypernetwork_ = ensemble.hypernetwork
@@ -322,7 +565,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         """What was learned, as one object. `NotFittedError` before `fit`."""
         check_is_fitted(self, "members_")
         return FittedEnsemble(
-            parameters=FitParameters(**self.get_params()),
+            parameters=self._fit_parameters(self.seed_),
             classes=self.classes_,
             image_shape=self.image_shape_,
             optimum=self.optimum_,
@@ -332,8 +575,38 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
             report=self.report_,
         )
 
+    def _seed(self) -> int:
+        """The seed of a fit. `EdgenesError` for what cannot be one."""
+        if self.random_state is None:
+            return self.seed
+        if isinstance(self.random_state, (int, np.integer)):
+            return int(self.random_state)
+        try:
+            return int(check_random_state(self.random_state).randint(2**31))
+        except ValueError as error:
+            raise EdgenesError(
+                f"random_state is {shown(self.random_state)}: give a whole number, "
+                "None or a numpy.random.RandomState"
+            ) from error
+
+    def _fit_parameters(self, seed: int) -> FitParameters:
+        """The parameters as a fit checks and keeps them."""
+        parameters = self.get_params() | {"seed": seed}
+        del parameters["random_state"]
+        return FitParameters(**parameters)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.non_deterministic = self.time_budget is not None
         return tags
+
+
+def _images_of(split: Split) -> np.ndarray:
+    """Images as users give them, (N, H, W, C)."""
+    return split.images.permute(0, 2, 3, 1).numpy()
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a path holds arrays, and no pictures to list."""
+    return os.path.isdir(path) or path.suffix == ".npz"

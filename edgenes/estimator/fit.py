@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..algorithm import Candidate, draw_lambdas, with_retraining_seeds
 from ..bilevel import SearchSettings
+from ..core import derive_seed
 from ..data import Data, Split, downscale_data
 from ..discrete import DiscreteNetwork
 from ..ensembles import Selection, select
@@ -29,29 +30,35 @@ from edgenes.estimator.members import (
     member_probabilities,
 )
 from edgenes.estimator.planning import (
+    CandidateCost,
     EpochTimer,
     FitPlan,
     MemoryCheckpoint,
     RetrainPlan,
+    Strategy,
+    choose_strategy,
+    hypernetwork_steps,
+    measure_candidate,
     now,
     plan_fit,
     plan_retraining,
     plan_search,
-    search_steps_within,
     settings_for_steps,
+    shrink_batches,
     steps_per_epoch,
     threads_for,
     whole_epochs,
 )
 from ..genotype import Genotype
+from ..hatching import hatch
 from ..hypernetwork import Hypernetwork
 from ..metrics import ensemble_metrics
 from ..retraining import RetrainSettings, retrain
 from ..search import SearchResult, search_darts, train_hypernetwork
 
 # %% auto #0
-__all__ = ['FitProgress', 'SearchedStructures', 'run_searches', 'train_candidate', 'TrainedCandidates', 'run_retraining',
-           'notes_on_fit', 'fit_ensemble']
+__all__ = ['FitProgress', 'SearchedStructures', 'run_searches', 'Training', 'Trained', 'train_candidate', 'TrainedCandidates',
+           'run_retraining', 'near_optimum', 'run_hatching', 'notes_on_fit', 'draw_candidates', 'fit_ensemble']
 
 # %% ../../nbs/estimator/fit.ipynb #dd47024
 class FitProgress:
@@ -175,12 +182,18 @@ def run_searches(
     _record_search(progress, "search", timer, budget.darts, data, result)
     if progress.seconds is not None:
         step_seconds = timer.epoch_seconds / steps_per_epoch(budget.darts, data)
-        steps = 5 / 3 * search_steps_within(budget, progress.seconds, step_seconds)
+        left = progress.moment(1.0) - now()
+        cost = measure_candidate(data, optimum, budget.retrain)
+        strategy = choose_strategy(
+            plan.strategy.name, left / cost.epoch_seconds, budget.members, budget.candidates
+        )
+        plan = replace(plan, strategy=strategy)
+        steps = hypernetwork_steps(plan, progress.seconds, step_seconds)
         settings = settings_for_steps(budget.hypernetwork, data, seed, steps)
         budget = replace(budget, hypernetwork=settings)
 
     progress.begin("hypernetwork", *costs[1:])
-    timer = EpochTimer(progress.moment(0.6), progress.advance, costs[1])
+    timer = EpochTimer(progress.moment(0.5), progress.advance, costs[1])
     result = train_hypernetwork(
         data,
         plan.space,
@@ -216,38 +229,87 @@ def _record_search(
     )
 
 # %% ../../nbs/estimator/fit.ipynb #dd47028
+class Training(NamedTuple):
+    """What one training has to do: a whole one, the first part of one, or a short cycle."""
+
+    settings: RetrainSettings  # its epochs count where there is no time budget
+    seconds: float = math.inf  # that it may take; infinite: as many epochs as the settings say
+    epoch_seconds: float = math.inf  # what an epoch over all images takes, as a first guess
+    start: DiscreteNetwork | None = None  # a network to go on from
+    end_step: float = 0.0  # where the step size comes down to, as a share of the largest
+
+    def schedule(
+        self,
+        epochs: int,  # that are trained
+    ) -> RetrainSettings:
+        """Settings whose step size has come down to `end_step` after so many epochs."""
+        rise = self.settings.optimiser.warmup
+        whole = round(epochs / (1 - self.end_step * (1 - rise)))
+        return replace(self.settings, epochs=max(epochs, whole))
+
+
+class Trained(NamedTuple):
+    """What one training ends with."""
+
+    network: DiscreteNetwork
+    epochs: int
+    images: int  # of an epoch, on average
+    image_seconds: float  # for one image of one epoch
+
+
 def train_candidate(
     data: Data,
     candidate: Candidate,
-    settings: RetrainSettings,
-    seconds: float,  # that it may take; infinite: as many epochs as the settings say
+    training: Training,
     progress: FitProgress,
     cost: float,  # on the progress bar
-) -> tuple[DiscreteNetwork, int]:  # the network, and its epochs
-    """Retrains one candidate."""
-    start = now()
-    genotype, seed = candidate
-    timer = EpochTimer(start + 1.1 * seconds, progress.advance, cost)
+) -> Trained:
+    """Retrains one candidate, on fewer images where the seconds hold no whole number of epochs."""
+    begin = now()
+    timer = EpochTimer(begin + 1.1 * training.seconds, progress.advance)
     checkpoint = MemoryCheckpoint()
-    if seconds < math.inf:
-        first_epoch = replace(settings, epochs=1)
-        retrain(data, genotype, first_epoch, seed, checkpoint=checkpoint, on_epoch=timer.on_epoch)
-        following = (start + seconds - now()) / timer.epoch_seconds
-        epochs = 0
-        if following > 0.1:
-            batch_size = min(settings.batch_size, len(data.train))
-            data, epochs = whole_epochs(data, following, batch_size)
-        settings = replace(settings, epochs=1 + epochs)
-    network, log = retrain(
-        data,
-        genotype,
-        settings,
-        seed,
-        checkpoint=checkpoint,
-        should_stop=timer.should_stop,
-        on_epoch=timer.on_epoch,
-    )
-    return network, len(log)
+    batch_size = min(training.settings.batch_size, len(data.train))
+
+    def train(part: Data, pause: int, epochs: int) -> DiscreteNetwork:
+        """Goes on until so many epochs are done, of those that are planned."""
+        settings = training.schedule(epochs)
+        timer.cost = cost * settings.epochs / epochs
+        network, _ = retrain(
+            part,
+            candidate.genotype,
+            settings,
+            candidate.seed,
+            start=training.start,
+            checkpoint=checkpoint,
+            should_stop=lambda: timer.epochs >= pause or timer.should_stop(),
+            on_epoch=timer.on_epoch,
+        )
+        return network
+
+    part = data
+    epochs = pause = training.settings.epochs
+    if training.seconds < math.inf:
+        affordable = max(0.0, training.seconds) / training.epoch_seconds
+        part, epochs = whole_epochs(data, affordable, batch_size)
+        pause = max(1, epochs // 2)
+    images_done = 0
+    while True:
+        before = now()
+        done = timer.epochs
+        network = train(part, pause, epochs)
+        images = (timer.epochs - done) * len(part.train)
+        images_done += images
+        image_seconds = (now() - before) / images
+        images_left = (begin + training.seconds - now()) / image_seconds
+        # Where a guess was far too high, the planned end comes when much of the time is left.
+        is_end = timer.epochs == epochs and images_left < images_done / 2
+        is_late = timer.epochs < pause or images_left < batch_size
+        if is_end or is_late or training.seconds == math.inf:
+            mean_images = round(images_done / timer.epochs)
+            return Trained(network, timer.epochs, mean_images, image_seconds)
+        part, more = whole_epochs(data, images_left / len(data.train), batch_size)
+        epochs = timer.epochs + more
+        pause = timer.epochs + max(1, more // 2)
 
 # %% ../../nbs/estimator/fit.ipynb #dd47030
 class TrainedCandidates(NamedTuple):
@@ -257,6 +319,60 @@ class TrainedCandidates(NamedTuple):
     probabilities: Tensor  # (M, N, K) on the validation images
 
 
+class _Collection:
+    """The candidates that are trained, one after the other."""
+
+    def __init__(
+        self,
+        data: Data,  # as the networks see it
+        validation: Split,  # of full size
+        plan: FitPlan,
+        validation_seconds: float,  # that a candidate needs for its answers, as a first guess
+    ) -> None:
+        self.data = data
+        self.validation = validation
+        self.downscale = plan.downscale
+        self.validation_seconds = validation_seconds
+        self.networks: list[ImageNetwork] = []
+        self.probabilities: list[Tensor] = []
+        self.trainings: list[Trained] = []
+
+    def add(self, trained: Trained) -> None:
+        """Asks a network for the classes of the validation images, and keeps both."""
+        start = now()
+        member = ImageNetwork(trained.network, self.data.mean, self.data.std, self.downscale)
+        member = member.to(memory_format=torch.channels_last)
+        self.networks.append(member)
+        self.probabilities.append(member_probabilities([member], self.validation)[0])
+        self.trainings.append(trained)
+        self.validation_seconds = now() - start
+
+    def finish(
+        self,
+        progress: FitProgress,
+        start: float,  # of the retraining, a time of `now`
+    ) -> TrainedCandidates:
+        """Notes what the retraining has taken."""
+        _record_trainings(progress, "retraining", start, self.trainings)
+        return TrainedCandidates(self.networks, torch.stack(self.probabilities))
+
+
+def _record_trainings(
+    progress: FitProgress,
+    phase: str,
+    start: float,  # of the phase, a time of `now`
+    trainings: Sequence[Trained],
+) -> None:
+    """Notes what a phase of trainings has taken."""
+    progress.record(
+        phase,
+        start,
+        candidates=len(trainings),
+        epochs=min(trained.epochs for trained in trainings),
+        images=min(trained.images for trained in trainings),
+    )
+
+
 def run_retraining(
     progress: FitProgress,
     data: Data,  # as the networks see it
@@ -264,47 +380,104 @@ def run_retraining(
     plan: FitPlan,
     candidates: Sequence[Candidate],
 ) -> TrainedCandidates:
-    """Retrains the candidates, and asks each for the classes of the validation images."""
+    """Trains the candidates from scratch, and asks each for classes of the validation images."""
     start = now()
     end = progress.moment(0.99)
     members = plan.budget.members
     cost = _retraining_cost(plan.budget.retrain, data)
-    schedule = RetrainPlan(data, plan.budget.retrain, [1.0] * len(candidates))
+    schedule = RetrainPlan(plan.budget.retrain, [CandidateCost(1.0, 1.0, 0.0)] * len(candidates))
     if progress.seconds is not None:
         schedule = plan_retraining(data, plan.budget.retrain, candidates, members, end - start)
-    part, settings, expected = schedule
+    settings, costs = schedule
 
-    networks: list[ImageNetwork] = []
-    probabilities: list[Tensor] = []
-    epochs: list[int] = []
-    slowness = 0.0  # seconds that the last candidate took, over those that were expected
-    validation_seconds = 0.0  # of the last candidate
-    for j, candidate in enumerate(candidates[: len(expected)]):
+    collection = _Collection(data, validation, plan, costs[0].validation_seconds)
+    slowness = 1.0  # seconds that the last candidate took, over those that were expected
+    for j, (candidate, expected) in enumerate(zip(candidates, costs)):
         begin = now()
-        one_epoch = slowness * expected[j] / settings.epochs + validation_seconds
+        epoch_seconds = slowness * expected.epoch_seconds
+        one_epoch = epoch_seconds + collection.validation_seconds
         if j >= members and begin + one_epoch > progress.moment(1.05):
             break
-        remaining = len(expected) - j
-        progress.begin(f"candidate {j + 1} of {len(expected)}", *[cost] * remaining)
-        share = expected[j] / sum(expected[j:])
-        seconds = share * (end - begin) - validation_seconds
-        network, done = train_candidate(part, candidate, settings, seconds, progress, cost)
-        trained = now()
-        slowness = (trained - begin) / (expected[j] * done / settings.epochs)
-        member = ImageNetwork(network, data.mean, data.std, plan.downscale)
-        member = member.to(memory_format=torch.channels_last)
-        networks.append(member)
-        probabilities.append(member_probabilities([member], validation)[0])
-        epochs.append(done)
-        validation_seconds = now() - trained
-    progress.record(
-        "retraining",
-        start,
-        candidates=len(networks),
-        epochs=min(epochs),
-        images=len(part.train),
+        remaining = len(costs) - j
+        progress.begin(f"candidate {j + 1} of {len(costs)}", *[cost] * remaining)
+        share = expected.epoch_seconds / sum(other.epoch_seconds for other in costs[j:])
+        seconds = share * (end - begin) - collection.validation_seconds
+        training = Training(settings, seconds, epoch_seconds)
+        trained = train_candidate(data, candidate, training, progress, cost)
+        slowness = trained.image_seconds * len(data.train) / expected.epoch_seconds
+        collection.add(trained)
+    return collection.finish(progress, start)
+
+# %% ../../nbs/estimator/fit.ipynb #107d5752
+def near_optimum(
+    hypernetwork: Hypernetwork,
+    optimum: Genotype,  # alpha*
+    count: int,  # how many candidates
+    fresh_edges: bool = True,  # whether they may differ from alpha*
+) -> tuple[list[float], list[Genotype]]:  # lambda and genotype of each candidate
+    """alpha*, and what the hypernetwork gives near it, for candidates that hatch."""
+    most = hypernetwork.max_shared
+    lambdas = [float(most)]
+    genotypes = [optimum]
+    for twentieths in range(10 * most) if fresh_edges else ():
+        lam = most - twentieths / 20
+        genotype = hypernetwork.sample(lam)
+        is_near = genotype.shared_edges(optimum) == most - 1
+        if is_near and genotype not in genotypes and len(genotypes) < count:
+            lambdas.append(lam)
+            genotypes.append(genotype)
+    missing = count - len(genotypes)
+    return lambdas + [float(most)] * missing, genotypes + [optimum] * missing
+
+
+def run_hatching(
+    progress: FitProgress,
+    data: Data,  # as the networks see it
+    validation: Split,  # of full size
+    plan: FitPlan,
+    candidates: Sequence[Candidate],  # the first one has the genotype of the parent
+) -> TrainedCandidates:
+    """Trains the parent, lets the candidates hatch, and asks each for the validation images.
+
+    Sources: MotherNets (Wasay et al. 2020); snapshot ensembles (Huang et al. 2017).
+    """
+    start = now()
+    end = progress.moment(0.99)
+    count = len(candidates)
+    settings = plan.budget.retrain
+    parent_epochs, cycle_epochs = plan.strategy.split(settings.epochs, count)
+    cycle_cost = float(cycle_epochs * len(data.train))
+    costs = [float(parent_epochs * len(data.train)), *[cycle_cost] * count]
+    genotype, seed = candidates[0]
+    guess = CandidateCost(1.0, 1.0, 0.0)
+    if progress.seconds is not None:
+        settings, guess = shrink_batches(data, settings, genotype, 1, end - start)
+
+    progress.begin("parent", *costs)
+    seconds = plan.strategy.parent_share * (end - now() - count * guess.validation_seconds)
+    training = Training(
+        replace(settings, epochs=parent_epochs),
+        seconds,
+        guess.epoch_seconds,
+        end_step=plan.strategy.cycle_step,
     )
-    return TrainedCandidates(networks, torch.stack(probabilities))
+    candidate = Candidate(genotype, derive_seed(seed, "parent"))
+    parent = train_candidate(data, candidate, training, progress, costs[0])
+    _record_trainings(progress, "parent", start, [parent])
+
+    start = now()
+    optimiser = replace(
+        settings.optimiser, lr=plan.strategy.cycle_step * settings.optimiser.lr, warmup=0.0
+    )
+    settings = replace(settings, epochs=cycle_epochs, optimiser=optimiser)
+    collection = _Collection(data, validation, plan, guess.validation_seconds)
+    for j, candidate in enumerate(candidates):
+        progress.begin(f"member {j + 1} of {count}", *costs[1 + j :])
+        seconds = (end - now()) / (count - j) - collection.validation_seconds
+        egg = hatch(parent.network, candidate.genotype, derive_seed(candidate.seed, "hatch"))
+        training = Training(settings, seconds, parent.image_seconds * len(data.train), egg)
+        collection.add(train_candidate(data, candidate, training, progress, cycle_cost))
+    return collection.finish(progress, start)
 
 # %% ../../nbs/estimator/fit.ipynb #dd47031
 def notes_on_fit(
@@ -313,10 +486,12 @@ def notes_on_fit(
     planned: int,  # candidates that the parameters ask for
     frequent_percent: float,  # share of the most frequent class among the validation images
     calibration: Sequence[Sequence[float]],  # pairs of lambda and edges shared; the last is Lambda
+    strategy: Strategy,  # that was chosen
 ) -> list[str]:
     """What the user of a fit should know about it, in sentences without a final full stop."""
-    notes = []
-    if len(candidates) < planned:
+    notes = [strategy.why] if strategy.why else []
+    is_hatched = strategy.name == "hatch"
+    if len(candidates) < planned and not is_hatched:
         notes.append(
             f"{len(candidates)} of {planned} candidates were retrained, and {len(chosen)} of them "
             "are members: give more seconds, for more choice"
@@ -336,14 +511,31 @@ def notes_on_fit(
             "the search was too short for lambda to control the architectures"
         )
     max_shared = calibration[-1][0]
-    if len(candidates) > 1 and all(item["shared"] == max_shared for item in candidates):
+    are_alike = len(candidates) > 1 and all(item["shared"] == max_shared for item in candidates)
+    if are_alike and (strategy.fresh_edges or not is_hatched):  # otherwise they are meant to be
+        way = "which went on separately for a while" if is_hatched else "from other initial weights"
         notes.append(
-            "all candidates are alpha* itself, trained from other initial weights: "
+            f"all candidates are alpha* itself, {way}: "
             "give more seconds, for architectures that differ"
         )
     return notes
 
 # %% ../../nbs/estimator/fit.ipynb #dd47034
+def draw_candidates(
+    searched: SearchedStructures,
+    seed: int,  # of the fit
+) -> tuple[list[float], list[Genotype]]:  # lambda and genotype of each candidate
+    """The architectures that are trained, by the strategy."""
+    budget = searched.plan.budget
+    strategy = searched.plan.strategy
+    count = strategy.candidates or budget.candidates
+    if strategy.name == "hatch":
+        fresh = strategy.fresh_edges
+        return near_optimum(searched.hypernetwork, searched.optimum, count, fresh)
+    lambdas = draw_lambdas(searched.plan.space.max_shared, count, seed)
+    return lambdas, [searched.hypernetwork.sample(lam) for lam in lambdas]
+
+
 def fit_ensemble(
     data: Data,  # of full size; its test split is not used
     classes: np.ndarray,  # (K,), the labels behind the codes of `data`
@@ -362,10 +554,10 @@ def fit_ensemble(
         FitProgress(parameters.time_budget, parameters.verbose, start) as progress,
     ):
         searched = run_searches(progress, small, plan, parameters.seed)
-        lambdas = draw_lambdas(plan.space.max_shared, parameters.candidates, parameters.seed)
-        genotypes = [searched.hypernetwork.sample(lam) for lam in lambdas]
+        lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
-        trained = run_retraining(progress, small, validation, searched.plan, candidates)
+        train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
+        trained = train(progress, small, validation, searched.plan, candidates)
         selection = _select_members(trained, validation, plan)
         report = _report(searched, lambdas, candidates, trained, selection, data)
         report["spent"] = progress.spent
@@ -419,8 +611,14 @@ def _report(
         "candidates": described,
         "chosen": chosen,
         "rule": selection.rule,
+        "strategy": searched.plan.strategy.name,
         "notes": notes_on_fit(
-            described, chosen, budget.candidates, frequent_percent, searched.calibration
+            described,
+            chosen,
+            budget.candidates,
+            frequent_percent,
+            searched.calibration,
+            searched.plan.strategy,
         ),
         "calibration": searched.calibration,
         "validation": ensemble_metrics(trained.probabilities[chosen], labels),

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
 from ..core import EdgenesError, check_int, content_hash, require, shown
 from ..data import Split
 from ..discrete import DiscreteNetwork
+from .pictures import PictureSettings
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..retraining import predict
@@ -45,6 +45,7 @@ class FitParameters:
     candidates: int = 8  # N, how many architectures are retrained
     seed: int = 0  # decides every random number
     time_budget: float | None = None  # seconds that the fit takes; None: a fixed number of steps
+    strategy: str = "auto"  # "independent", "hatch", or "auto": the plan chooses within seconds
     search_steps: int | None = None  # steps of the search for alpha*; None: 300
     epochs: int | None = None  # epochs of each retraining; None: 8 to 40, by the number of images
     flip: bool = False  # mirror training images at random
@@ -52,6 +53,11 @@ class FitParameters:
     relaxation: str = "sampled"  # of the search: "sampled" or "faithful"
     downscale: int | None = None  # k: networks see means of k x k pixels; None: see `plan_fit`
     inputs_per_node: int = 1  # edges that each node keeps
+    class_weight: str | dict[Any, float] | None = None  # "balanced", or a number for each label
+    image_size: int | tuple[int, int] | None = None  # of pictures; see `PictureSettings`
+    resize: str = "crop"  # of pictures of another size: "crop" or "pad"
+    channels: str = "auto"  # of pictures: "auto", "rgb" or "grey"
+    unreadable: str = "skip"  # pictures that cannot be read: "skip" or "error"
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
     verbose: int = 1  # 0: silent, 1: a progress bar, 2: also one line per phase
 
@@ -63,19 +69,46 @@ class FitParameters:
         check_int(self.seed, "seed", 0, 2**53 - 1)
         verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
         check_int(verbose, "verbose", 0, 2)
+        _check_class_weight(self.class_weight)
+        self.picture_settings  # noqa: B018  fails for settings that are none
         self._check_choice("criterion", ("nll", "accuracy"))
         self._check_choice("relaxation", ("sampled", "faithful"))
+        self._check_choice("strategy", ("auto", "independent", "hatch"))
         require(
             self.time_budget is None or _is_duration(self.time_budget),
             f"time_budget is {shown(self.time_budget)}: give seconds, at most 10^9, or None",
+        )
+
+    @property
+    def picture_settings(self) -> PictureSettings:
+        """How pictures are read."""
+        return PictureSettings(
+            image_size=self.image_size,
+            resize=self.resize,
+            channels=self.channels,
+            unreadable=self.unreadable,
         )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         require(
             isinstance(value, str) and value in choices,
-            f"{name} is {shown(value)}: use {' or '.join(choices)}",
+            f"{name} is {shown(value)}: use {', '.join(choices[:-1])} or {choices[-1]}",
         )
+
+
+def _check_class_weight(weights: object) -> None:
+    if weights is None or (isinstance(weights, str) and weights == "balanced"):
+        return
+    require(
+        isinstance(weights, dict)
+        and all(
+            isinstance(weight, (int, float, np.integer, np.floating)) and 0 < weight < 10**9
+            for weight in weights.values()
+        ),
+        f"class_weight is {shown(weights)}: "
+        'give "balanced", or a dict with a positive number for each label',
+    )
 
 
 def _is_duration(value: object) -> bool:
@@ -92,6 +125,8 @@ def encode_labels(
 
     `EdgenesError` for labels of another kind, and for those that a saved ensemble could not hold.
     """
+    from sklearn.utils.multiclass import check_classification_targets  # loading has no use for it
+
     try:
         array = np.asarray(labels)
         require(array.ndim == 1, f"their shape is {array.shape}, not (N,)")

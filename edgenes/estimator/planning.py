@@ -25,10 +25,11 @@ from ..search import search_darts
 from ..training import WeightOptimiser
 
 # %% auto #0
-__all__ = ['SEARCH_STEPS', 'LEAST_STEPS', 'FEW_PIXELS', 'default_downscale', 'settings_for_steps', 'steps_per_epoch', 'FitPlan',
-           'plan_fit', 'now', 'clock_of_budgets', 'EpochTimer', 'MemoryCheckpoint', 'search_share',
-           'search_steps_within', 'plan_search', 'CandidateCost', 'measure_candidate', 'measure_candidates',
-           'whole_epochs', 'RetrainPlan', 'plan_retraining', 'threads_for']
+__all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'LEAST_STEPS', 'FEW_PIXELS', 'default_downscale',
+           'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching', 'choose_strategy', 'FitPlan', 'plan_fit',
+           'now', 'clock_of_budgets', 'EpochTimer', 'MemoryCheckpoint', 'search_share', 'search_steps_within',
+           'hypernetwork_steps', 'plan_search', 'CandidateCost', 'measure_candidate', 'shrink_batches',
+           'measure_candidates', 'whole_epochs', 'RetrainPlan', 'plan_retraining', 'threads_for']
 
 # %% ../../nbs/estimator/planning.ipynb #dd47005scale
 def default_downscale(
@@ -90,6 +91,66 @@ def steps_per_epoch(
     images = min(settings.images or len(data.train), len(data.train))
     return max(1, images // 2 // settings.batch_size)
 
+# %% ../../nbs/estimator/planning.ipynb #661560e7
+STRATEGIES = ("auto", "independent", "hatch")
+LEAST_PASSES = 50  # over the images, for each independent candidate
+HATCHING_PASSES = 45  # over the images, of all members together, for members with fresh edges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """How the members of an ensemble come about."""
+
+    name: str = "independent"  # or "hatch"; "auto" until a pass over the images has been timed
+    candidates: int | None = None  # at most so many are trained; None: as the parameters say
+    parent_share: float = 0.0  # of all passes, which the parent of hatching members gets
+    cycle_step: float = 0.0  # step size where members leave it, as a share of the largest
+    fresh_edges: bool = False  # whether members differ from their parent in an edge
+    why: str = ""  # for the report, a sentence without a final full stop
+
+    def split(
+        self,
+        epochs: int,  # that a member has gone through in the end
+        members: int,
+    ) -> tuple[int, int]:  # epochs of the parent, and of each member for itself
+        """The epochs without a time budget."""
+        own_share = (1 - self.parent_share) / members
+        parent = round(epochs * self.parent_share / (self.parent_share + own_share))
+        parent = max(1, min(parent, epochs - 1))
+        return parent, max(1, epochs - parent)
+
+
+def hatching(
+    passes: float,  # over the images, of the parent and all members together
+) -> Strategy:
+    """How members hatch, by the rule above."""
+    if passes < HATCHING_PASSES:
+        return Strategy(name="hatch", parent_share=0.8, cycle_step=0.3)
+    return Strategy(name="hatch", parent_share=0.7, cycle_step=0.6, fresh_edges=True)
+
+
+def choose_strategy(
+    asked: str,  # one of `STRATEGIES`
+    passes: float,  # over the images, that the time left holds for one network
+    members: int,  # n
+    candidates: int,  # N, that the parameters ask for
+) -> Strategy:
+    """The strategy of a fit with a time budget, by the rule above."""
+    holds = f"the time holds about {passes:.3g} passes of one network over the training images"
+    if asked == "independent":
+        return Strategy(why=f"members are independent, as was asked: {holds}")
+    enough = members == 1 or passes >= LEAST_PASSES * members
+    if asked == "auto" and enough:
+        affordable = min(candidates, max(members, int(passes / LEAST_PASSES)))
+        return Strategy(candidates=affordable, why=f"members are trained from scratch: {holds}")
+    strategy = replace(hatching(passes), candidates=members)
+    way = "members with edges of their own hatch from one parent"
+    if not strategy.fresh_edges:
+        way = "members are the ends of one training, which goes on separately for each"
+    reason = ", as was asked" if asked == "hatch" else ""
+    need = f"; members from scratch would need {LEAST_PASSES} each" if not enough else ""
+    return replace(strategy, why=f"{way}{reason}: {holds}{need}")
+
 # %% ../../nbs/estimator/planning.ipynb #dd47007esti
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
@@ -98,6 +159,7 @@ class FitPlan:
     budget: Budget  # of both searches, of the retraining, and of the choice of members
     space: SearchSpace
     downscale: int = 1  # k: networks see means of k x k pixels
+    strategy: Strategy = Strategy()  # how the members come about
 
 
 def plan_fit(
@@ -124,14 +186,19 @@ def plan_fit(
         retrain=RetrainSettings(
             epochs=parameters.epochs or default_epochs,
             batch_size=batch_size,
-            optimiser=WeightOptimiser(lr=0.1),
+            optimiser=WeightOptimiser(lr=0.1, schedule="linear", nesterov=True),
             augment=augment,
         ),
         candidates=parameters.candidates,
         members=parameters.members,
         criterion=parameters.criterion,
     )
-    return FitPlan(budget=budget, space=space, downscale=downscale)
+    strategy = Strategy(name=parameters.strategy)
+    if parameters.time_budget is None and parameters.strategy == "auto":
+        strategy = Strategy()
+    elif parameters.time_budget is None and parameters.strategy == "hatch":
+        strategy = hatching(parameters.epochs or default_epochs)
+    return FitPlan(budget=budget, space=space, downscale=downscale, strategy=strategy)
 
 # %% ../../nbs/estimator/planning.ipynb #timeclock
 _clock: Callable[[], float] = time.perf_counter
@@ -181,6 +248,11 @@ class EpochTimer:
         return 2 * self.times[-1] - self.times[-2] > self.deadline
 
     @property
+    def epochs(self) -> int:
+        """How many epochs are done."""
+        return len(self.times) - 1
+
+    @property
     def epoch_seconds(self) -> float:
         """Mean seconds of an epoch; the first one warms up and counts only where it is alone."""
         if len(self.times) == 2:
@@ -212,14 +284,14 @@ def search_share(
     seconds: float,  # the time budget
     step_seconds: float,  # of one bilevel step
 ) -> float:
-    """The share of the seconds for alpha*; the hypernetwork has 5/3 of it.
+    """The share of the seconds for alpha*.
 
-    It is 15 %, and less where retraining would be left with too few steps.
+    It is 10 %, and less where retraining would be left with too few steps.
     """
     # A retraining step takes about as long as a sampled one.
     speed = 1 if budget.darts.relaxation == "sampled" else _FAITHFUL_STEP
     retraining_seconds = LEAST_STEPS * budget.members * step_seconds / speed
-    return min(0.15, max(0.05, 3 / 8 * (1 - retraining_seconds / seconds)))
+    return min(0.10, max(0.05, 3 / 8 * (1 - retraining_seconds / seconds)))
 
 
 def search_steps_within(
@@ -235,6 +307,22 @@ def search_steps_within(
     affordable = search_share(budget, seconds, step_seconds) * seconds / step_seconds
     cheap = 0.05 * seconds / step_seconds
     return min(4 * SEARCH_STEPS, max(min(SEARCH_STEPS, affordable), cheap))
+
+
+def hypernetwork_steps(
+    plan: FitPlan,  # its strategy is chosen
+    seconds: float,  # the time budget
+    step_seconds: float,  # of one bilevel step
+) -> float:
+    """How many steps the training of the hypernetwork takes: 5/3 of those for alpha*.
+
+    Members that hatch with fresh edges are near alpha*, and it is trained for half as long. Where
+    all members are alpha*, a tenth is left, so that a fit always ends with a hypernetwork.
+    """
+    steps = 5 / 3 * search_steps_within(plan.budget, seconds, step_seconds)
+    if plan.strategy.name == "independent":
+        return steps
+    return steps / 2 if plan.strategy.fresh_edges else steps / 10
 
 
 def plan_search(
@@ -289,7 +377,7 @@ def measure_candidate(
     )
 
 
-def _shrink_batches(
+def shrink_batches(
     data: Data,
     settings: RetrainSettings,
     genotype: Genotype,  # the architecture that is measured
@@ -319,7 +407,7 @@ def measure_candidates(
     Architectures that occur twice are measured once.
     """
     first = candidates[0].genotype
-    settings, first_cost = _shrink_batches(data, settings, first, members, seconds)
+    settings, first_cost = shrink_batches(data, settings, first, members, seconds)
     costs = {first.key: first_cost}
     for candidate in candidates:
         if candidate.genotype.key not in costs:
@@ -345,9 +433,8 @@ def whole_epochs(
 class RetrainPlan(NamedTuple):
     """How the candidates are retrained within a time budget."""
 
-    data: Data  # perhaps with fewer training images
-    settings: RetrainSettings
-    expected_seconds: list[float]  # of each candidate that is affordable, in their order
+    settings: RetrainSettings  # perhaps with smaller batches
+    costs: list[CandidateCost]  # of each candidate that is affordable, in their order
 
 
 def plan_retraining(
@@ -357,7 +444,7 @@ def plan_retraining(
     members: int,  # so many candidates are trained in any case
     seconds: float,  # for measuring and for training
 ) -> RetrainPlan:
-    """As many candidates and epochs as the seconds hold."""
+    """As many candidates as the seconds hold."""
     deadline = now() + seconds
     settings, costs = measure_candidates(data, settings, candidates, members, seconds)
     remaining = deadline - now()
@@ -370,13 +457,7 @@ def plan_retraining(
     count = len(candidates)
     while count > members and affordable_epochs(count) < 2:
         count -= 1
-    batch_size = min(settings.batch_size, len(data.train))
-    part, epochs = whole_epochs(data, max(0.0, affordable_epochs(count)), batch_size)
-    share = len(part.train) / len(data.train)
-    expected = [
-        epochs * share * cost.epoch_seconds + cost.validation_seconds for cost in costs[:count]
-    ]
-    return RetrainPlan(part, replace(settings, epochs=epochs), expected)
+    return RetrainPlan(settings, costs[:count])
 
 # %% ../../nbs/estimator/planning.ipynb #dd47024cesti
 FEW_PIXELS = 16 * 16

@@ -10,8 +10,8 @@ import hashlib
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,16 @@ from ..data import Split
 from ..device import pick_device
 from ..discrete import DiscreteNetwork
 from ..ensembles import average
-from .card import model_card, picture_of_genotype
+from .card import card_of_export, model_card, picture_of_genotype
 from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
     ImageNetwork,
     MeanNetwork,
-    encode_labels,
     member_probabilities,
     to_unit_interval,
 )
+from .places import MANIFEST, require_own_folder
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 
@@ -54,7 +54,6 @@ __all__ = ['FORMAT', 'save_ensemble', 'load_ensemble', 'export_ensemble']
 
 # %% ../../nbs/estimator/saved.ipynb #savedstaged
 FORMAT = 1  # of the folder; a reader refuses any other
-_MANIFEST = "ensemble.json"
 _WEIGHTS = "weights.safetensors"
 
 
@@ -93,15 +92,31 @@ def _files_to_look_at(ensemble: FittedEnsemble) -> dict[str, bytes]:
     return files
 
 
+def _plain(value: Any) -> Any:
+    """A parameter as JSON holds it; the labels of a dict keep their type in pairs."""
+    if isinstance(value, dict):
+        return [[_plain(label), _plain(number)] for label, number in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _read_parameters(stored: dict[str, Any]) -> FitParameters:
+    """The parameters of a manifest."""
+    parameters = dict(stored)
+    if isinstance(parameters.get("class_weight"), list):
+        parameters["class_weight"] = dict(parameters["class_weight"])
+    if isinstance(parameters.get("image_size"), list):
+        parameters["image_size"] = tuple(parameters["image_size"])
+    return FitParameters(**parameters)
+
+
 def _manifest(
     ensemble: FittedEnsemble,
     digests: dict[str, str],  # of the files that are needed to load
 ) -> dict[str, Any]:
     """The content of `ensemble.json`."""
-    parameters = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in asdict(ensemble.parameters).items()
-    }
+    parameters = {name: _plain(value) for name, value in vars(ensemble.parameters).items()}
     classes = ensemble.classes
     manifest = {
         "format": FORMAT,
@@ -117,22 +132,22 @@ def _manifest(
 # %% ../../nbs/estimator/saved.ipynb #savedsavecode
 def save_ensemble(
     ensemble: FittedEnsemble,
-    folder: Path,  # made where it is missing; may hold a former ensemble
+    folder: Path,  # new, empty, or that of a former ensemble
 ) -> Path:  # the folder
     """Writes a fitted ensemble to a folder.
 
     Whenever the process ends, `load_ensemble` finds the new ensemble or the one that was there
-    before. `EdgenesError` where a file cannot be written.
+    before. `EdgenesError` where the folder holds other things, and where a file cannot be written.
     """
+    require_own_folder(folder)
+    former = _names_of_members(folder)
     needed = _files_to_load(ensemble)
     files = needed | _files_to_look_at(ensemble)
     digests = {name: _digest(content) for name, content in files.items()}
     staged = {name: _staged(folder, name, digests[name]) for name in files}
     _write_staged({staged[name]: content for name, content in files.items()})
     try:
-        write_json(
-            folder / _MANIFEST, _manifest(ensemble, {name: digests[name] for name in needed})
-        )
+        write_json(folder / MANIFEST, _manifest(ensemble, {name: digests[name] for name in needed}))
     except EdgenesError:
         _remove(staged.values())
         raise
@@ -144,10 +159,21 @@ def save_ensemble(
                 f"cannot write {folder / name} ({error.strerror}): "
                 "remove what is in its place, and save again"
             ) from error
-    patterns = (".saving-*", "member-[0-9]*.json", "member-[0-9]*.svg")
-    former = (path for pattern in patterns for path in folder.glob(pattern))
-    _remove(path for path in former if path.name not in files)
+    _remove(folder.glob(".saving-*"))
+    _remove(folder / name for name in former - set(files))
     return folder
+
+
+def _names_of_members(folder: Path) -> set[str]:
+    """The genotypes and pictures of the members of the ensemble in a folder, if there is one."""
+    if not os.path.isfile(folder / MANIFEST):
+        return set()
+    try:
+        manifest = _read_manifest(folder)
+    except EdgenesError:  # what no manifest names, nobody removes
+        return set()
+    genotypes = {name for name in manifest["files"] if name.startswith("member-")}
+    return genotypes | {f"{name.removesuffix('.json')}.svg" for name in genotypes}
 
 
 def _write_staged(files: dict[Path, bytes]) -> None:
@@ -170,7 +196,7 @@ _REMEDY = "restore it, or save the ensemble again"
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest as it was written. `EdgenesError` names what is wrong with it."""
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     require(
         os.path.isfile(path),
         f"{path} is missing: give the folder that EdgeNES.save wrote, or {_REMEDY}",
@@ -233,7 +259,7 @@ def load_ensemble(
     place = pick_device(device)
     try:
         stored = manifest["params"] | {"device": device, "verbose": verbose}
-        ensemble = _build(manifest, files, FitParameters(**stored), place)
+        ensemble = _build(manifest, files, _read_parameters(stored), place)
         model_card(ensemble)  # reads every part of the report, and fails where one does not fit
         return ensemble
     except (
@@ -307,7 +333,8 @@ def _build_classes(labels: dict[str, Any]) -> np.ndarray:
     kind = np.dtype(labels["dtype"])
     require(kind.kind in "biufUO" and kind.itemsize < 2**16, f"classes are {kind}")
     classes = np.array(labels["values"], kind)
-    require(np.array_equal(encode_labels(classes)[0], classes), "classes are not sorted")
+    require(classes.ndim == 1 and len(classes) > 0, f"classes have the shape {classes.shape}")
+    require(np.array_equal(np.unique(classes), classes), "classes are not sorted")
     return classes
 
 
@@ -335,6 +362,7 @@ def export_ensemble(
 ) -> Path:  # the path
     """Writes the members as one module: float images in [0, 1] to mean probabilities.
 
+    The file also holds `card.md`: the classes, and how a picture becomes such an image.
     `EdgenesError` for another name, or when the exported module gives other probabilities.
     """
     require(
@@ -348,9 +376,11 @@ def export_ensemble(
     module = MeanNetwork(copy.deepcopy(ensemble.members)).cpu().eval()
     file = io.BytesIO()
     any_number = ({0: torch.export.Dim("images")},)
-    with torch.no_grad():
+    card = {"card.md": card_of_export(ensemble)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export warns of its own parts
         program = torch.export.export(module, (images[:4],), dynamic_shapes=any_number)
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=card)
         exported = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
     split = Split(pixels, torch.zeros(len(pixels), dtype=torch.int64))
     expected = average(member_probabilities(ensemble.members, split))
