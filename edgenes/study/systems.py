@@ -131,7 +131,9 @@ def ensemble(
     Returns its record.
     """
     if task.done(workspace) is None:
-        yield from _generations(task.retrainings())
+        # A plan is sent records, which `yield from` would hand to a list.
+        for generation in _generations(task.retrainings()):  # noqa: UP028
+            yield generation
     (record,) = yield [task]
     return record
 
