@@ -5,7 +5,6 @@
 # %% ../../nbs/study/records.ipynb #9c0c002
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import platform
 import re
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,7 +23,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import safe_open
 
 import edgenes
 from edgenes.core import (
@@ -37,122 +34,12 @@ from edgenes.core import (
     write_atomic,
     write_json,
 )
+from ..training import digest, read_safetensors
 
 # %% auto #0
-__all__ = ['PACKAGE', 'Form', 'Record', 'SCHEMA', 'pack', 'unpack', 'digest', 'DiskCheckpoint', 'code_hash', 'notebooks_hash',
-           'provenance', 'Between', 'check_form', 'register_check', 'content_key', 'Records', 'write_record',
-           'all_records', 'save_predictions', 'save_weights', 'load_weights', 'load_predictions']
-
-# %% ../../nbs/study/records.ipynb #9c0c005
-def pack(
-    state: Any,  # nested dictionaries and lists of tensors, numbers and strings
-    tensors: dict[str, torch.Tensor],  # receives the tensors
-) -> Any:
-    """The nest of `state` as JSON; its tensors move to `tensors` and leave their names behind."""
-    if isinstance(state, torch.Tensor):
-        name = f"{len(tensors):05d}"
-        tensors[name] = state.detach().cpu().contiguous()
-        return {"tensor": name}
-    if isinstance(state, dict):
-        return {"dict": [[key, pack(value, tensors)] for key, value in state.items()]}
-    if isinstance(state, (list, tuple)):
-        return {"list": [pack(value, tensors) for value in state]}
-    return {"value": state}
-
-
-def unpack(
-    packed: Any,  # what `pack` returned
-    tensors: dict[str, torch.Tensor],  # what `pack` filled
-) -> Any:
-    """The inverse of `pack`; tuples come back as lists."""
-    ((form, content),) = packed.items()
-    if form == "tensor":
-        return tensors[content]
-    if form == "dict":
-        return {key: unpack(value, tensors) for key, value in content}
-    if form == "list":
-        return [unpack(value, tensors) for value in content]
-    return content
-
-
-def digest(
-    name: str,  # what the numbers belong to
-    arrays: Mapping[str, Any],  # arrays or tensors by name
-) -> str:
-    """SHA-256 of a name and of every number.
-
-    A file that is torn, that was changed, or that belongs to another run has another one.
-    """
-    total = hashlib.sha256(name.encode())
-    for key, value in sorted(arrays.items()):
-        array = np.asarray(value)
-        header = json.dumps([key, str(array.dtype), array.shape])
-        total.update(header.encode() + array.tobytes())
-    return total.hexdigest()
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """(metadata of the header, tensors by name) of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        names = file.keys()
-        tensors = {name: file.get_tensor(name) for name in names}
-        return file.metadata() or {}, tensors
-
-# %% ../../nbs/study/records.ipynb #9c0c006
-class DiskCheckpoint:
-    """The state of one training in a folder of its own: its last two epochs, one file each.
-
-    >>> checkpoint = DiskCheckpoint("results/demo/work/darts-0123456789abcdef")
-    >>> checkpoint.save({"net": net.state_dict(), "log": log})
-    >>> checkpoint.load()["log"]
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-    ):
-        self.folder = Path(folder)
-
-    def files(self) -> list[Path]:
-        """The files of the folder, oldest first."""
-        return sorted(path for path in self.folder.glob("epoch-*.safetensors") if path.is_file())
-
-    def save(
-        self,
-        state: dict[str, Any],  # `state["log"]` is a list with one entry per finished epoch
-    ) -> None:
-        """Writes a state under the number of its epochs, and removes all files but the last two.
-
-        `EdgenesError` where it cannot be written; the older files are then as they were.
-        """
-        tensors: dict[str, torch.Tensor] = {}
-        nest = json.dumps(pack(state, tensors))
-        metadata = {"state": nest, "digest": digest(nest, tensors)}
-        name = f"epoch-{len(state['log']):05d}.safetensors"
-        write_atomic(self.folder / name, safetensors.torch.save(tensors, metadata=metadata))
-        for old in self.files()[:-2]:
-            old.unlink(missing_ok=True)
-
-    def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole, or None. A damaged file is passed over with a warning."""
-        for path in reversed(self.files()):
-            try:
-                metadata, tensors = _read_safetensors(path)
-                if digest(metadata["state"], tensors) == metadata["digest"]:
-                    return unpack(json.loads(metadata["state"]), tensors)
-            except Exception as error:  # a file that was made to do harm can raise almost anything
-                reason = str(error)
-            else:
-                reason = "its state was changed"
-            warnings.warn(
-                f"checkpoint {path.name} is damaged ({reason}): going on from the one before",
-                stacklevel=2,
-            )
-        return None
-
-    def remove(self) -> None:
-        """Deletes the folder. This is done after the record is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+__all__ = ['PACKAGE', 'Form', 'Record', 'SCHEMA', 'code_hash', 'notebooks_hash', 'provenance', 'Between', 'check_form',
+           'register_check', 'content_key', 'Records', 'write_record', 'all_records', 'save_predictions',
+           'save_weights', 'load_weights', 'load_predictions']
 
 # %% ../../nbs/study/records.ipynb #9c0c011
 PACKAGE = Path(edgenes.__file__).parent
@@ -502,7 +389,7 @@ def load_weights(
     if not path.is_file():  # reading a pipe would wait for ever
         return False
     try:
-        metadata, state = _read_safetensors(path)
+        metadata, state = read_safetensors(path)
         if digest(key, state) != metadata.get("digest"):
             return False
         network.load_state_dict(state)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..core import require
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..retraining import RetrainSettings
@@ -34,13 +33,9 @@ def split_epochs(
     epochs: int,  # T, of the trunk and all members together
     members: int,  # n
 ) -> StageEpochs:
-    """How many epochs the trunk and each member have. `EdgenesError` where there are too few."""
-    require(
-        epochs > members,
-        f"{epochs} epochs for a trunk and {members} members: give at least {members + 1}",
-    )
+    """How many epochs the trunk and each member have: at least one each, even where T is less."""
     member = max(1, round(MEMBERS_SHARE * epochs / members))
-    return StageEpochs(epochs - members * member, member)
+    return StageEpochs(max(1, epochs - members * member), member)
 
 # %% ../../nbs/study/stages.ipynb #stages008
 def _with_schedule(

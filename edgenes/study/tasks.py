@@ -40,7 +40,6 @@ from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .profiles import Profile
 from edgenes.study.records import (
     Between,
-    DiskCheckpoint,
     Form,
     Record,
     Records,
@@ -54,7 +53,7 @@ from edgenes.study.records import (
 )
 from .workspace import Workspace
 from ..supernet import Supernet
-from ..training import describe_settings
+from ..training import DiskCheckpoint, describe_settings
 
 # %% auto #0
 __all__ = ['VARIANTS', 'Outcome', 'KINDS', 'Plan', 'Variant', 'varied_settings', 'space_of', 'Task', 'register', 'genotype_of',
