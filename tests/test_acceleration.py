@@ -99,7 +99,7 @@ def test_bf16_is_near_float32(problem):
 )
 def test_compiled_retraining_is_the_plain_one():
     data = load_data("digits", train_images=64, val_images=50, test_images=50)
-    genotype = random_genotype(SearchSpace(), 2)
+    genotype = random_genotype(SearchSpace(nodes=2), 2)  # few edges to compile
     network_settings = DiscreteSettings(channels=2, layers=1)
     settings = RetrainSettings(epochs=1, batch_size=32, network=network_settings)
     plain, _ = retrain(data, genotype, settings, 0)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch._dynamo  # noqa: F401 - the first optimiser loads it: seconds that are no hang
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import JSON, Refusals, examples, in_time

@@ -5,11 +5,13 @@ another, and to read a number of them, for which a real GPU would have to be wai
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from edgenes.bench import gpu
 from edgenes.bench.gpu import PARTS
 from edgenes.bilevel import Bilevel, SearchSettings, StepInputs, VectorStructure, objective
 from edgenes.core import EdgenesError, read_json, stream, write_json
@@ -220,6 +223,20 @@ def gpu_check(folder, **options):
     )
 
 
+def field_names(nest):
+    """The names of all fields of a nest of dictionaries and lists."""
+    if isinstance(nest, dict):
+        return set(nest).union(*map(field_names, nest.values()))
+    return set().union(*map(field_names, nest)) if isinstance(nest, list) else set()
+
+
+def explained_names():
+    """What the notebook of the check names as code, as its tables of fields do."""
+    cells = read_json(ROOT / "nbs/bench/gpu.ipynb")["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return set(re.findall("`([a-z_]+)`", text))
+
+
 def test_a_killed_check_goes_on_where_it_was(tmp_path):
     """All parts, as they run on a GPU, at tiny sizes; the command is killed after its first."""
     process = gpu_check(tmp_path)
@@ -243,10 +260,27 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path):
     assert all(row["hours"] > 0 for row in kinds)
     assert not list(tmp_path.glob("*.tmp"))
     assert f"wrote {tmp_path}." in output
+    results = [read_json(tmp_path / f"{part}.json")["results"] for part in (*PARTS, "costs")]
+    assert set().union(*map(field_names, results)) - explained_names() == set()
+
+
+def test_a_part_that_hangs_or_meets_the_time_limit_is_ended(tmp_path, monkeypatch):
+    check = gpu.Check("cpu", str(tmp_path))
+    assert gpu._patience(check, "speed") == gpu.A_DAY
+    monkeypatch.setattr(gpu, "_patience", lambda check, name: 0.0)
+    assert list(gpu._news(check, ["equality"])) == [
+        ("equality", "begun"),
+        ("equality", "failed: it took too long"),
+    ]
+    at_its_end = replace(check, end=time.time() + 0.1)
+    assert list(gpu._news(at_its_end, ["equality"])) == [("equality", gpu.CUT_OFF)]
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_a_check_needs_no_library_of_figures_or_statistics():
+    """Nor do the estimator, and the runs of a study without its tables."""
     code = "import sys, edgenes.bench.gpu, edgenes.report.readme, edgenes.cli.main; "
+    code += "import edgenes.estimator, edgenes.study.systems; "
     code += "print(*{'statsmodels', 'seaborn', 'matplotlib', 'torchvision'} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.strip() == "", process.stdout + process.stderr

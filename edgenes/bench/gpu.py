@@ -62,7 +62,7 @@ from ..study.workspace import RecordedWorkspace, Workspace, open_workspace
 from ..training import count_steps
 
 # %% auto #0
-__all__ = ['START_SECONDS', 'PARTS', 'Tell', 'LEFT_OUT', 'CUT_OFF', 'Check', 'require_gpu', 'loops', 'runs_of_a_seed',
+__all__ = ['START_SECONDS', 'PARTS', 'Tell', 'LEFT_OUT', 'CUT_OFF', 'A_DAY', 'Check', 'require_gpu', 'loops', 'runs_of_a_seed',
            'cost_table', 'costs', 'Part', 'run_check']
 
 # %% ../../nbs/bench/gpu.ipynb #gpucheck6
@@ -411,7 +411,7 @@ class Part:
 
     run: Callable[[Check], dict[str, Any] | None]  # None: there is no time, or something is missing
     least_seconds: float  # with less time left it is not begun
-    most_seconds: float  # after that it is given up
+    most_seconds: float  # after that a GPU is given up
 
 
 START_SECONDS = 20  # of the workers of a study, before they train
@@ -432,6 +432,7 @@ PARTS: dict[str, Part] = {
 Tell = Callable[[str], None]  # shows a line
 LEFT_OUT = "left out, for want of time"
 CUT_OFF = "cut off by the time limit"
+A_DAY = 86_400.0  # seconds
 
 
 def _run_parts(check: Check, names: list[str], parent: Connection) -> None:
@@ -476,6 +477,11 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
     process.join()
 
 
+def _patience(check: Check, name: str) -> float:
+    """Seconds until a part is given up: a GPU hangs, a CPU with other work is only slow."""
+    return PARTS[name].most_seconds if check.torch_device.type == "cuda" else A_DAY
+
+
 def _news(check: Check, names: list[str]) -> Iterator[tuple[str, str]]:
     """What happens to the parts, in a process that is started for them: (part, what)."""
     if not names:
@@ -486,11 +492,11 @@ def _news(check: Check, names: list[str]) -> Iterator[tuple[str, str]]:
     process.start()
     theirs.close()
     name, what = names[0], "begun"
-    limit = check.seconds_left
+    limit = A_DAY
     try:
         while ours.poll(max(0.0, min(limit, check.seconds_left))):
             name, what = ours.recv()
-            limit = PARTS[name].most_seconds
+            limit = _patience(check, name)
             yield name, what
         yield name, CUT_OFF if check.seconds_left <= 0 else "failed: it took too long"
     except EOFError:

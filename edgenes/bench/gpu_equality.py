@@ -57,14 +57,12 @@ def _problem(
         classes=scale.classes,
     )
     if hypernetwork:
-        space = problem.supernet.space
-        structure = Hypernetwork.of(space, generator=stream("equality"))
-        optimum = random_genotype(space, 0)
-        problem = Bilevel(problem.supernet, structure, problem.settings, optimum)
+        structure = Hypernetwork.of(problem.supernet.space, generator=stream("equality"))
+        problem = Bilevel(problem.supernet, structure, problem.settings)
     if double:
-        optimum_or_none = problem.optimum
         problem, batch = in_double(problem, batch)
-        problem.optimum = optimum_or_none
+    if hypernetwork:
+        problem.optimum = random_genotype(problem.supernet.space, 0)
     return placed(problem, batch, device)
 
 
@@ -212,6 +210,7 @@ CASES: dict[str, Case] = {
     "discrete network": Case(discrete, IN_FLOAT32),
     "supernet, faithful, float64": Case(partial(faithful, double=True), IN_FLOAT64),
     "supernet, sampled, float64": Case(partial(sampled, double=True), IN_FLOAT64),
+    "hypernetwork, float64": Case(partial(hypernetwork, double=True), IN_FLOAT64),
     "discrete network, float64": Case(partial(discrete, double=True), IN_FLOAT64),
     "augmentation": Case(augmentation, {"": 1e-6, "labels": 0.0}),
     "search": Case(searches, {"": 1e-2}),

@@ -92,12 +92,13 @@ def step_milliseconds(
             marks.append(time.perf_counter())
         return [1000 * (end - start) for start, end in pairwise(marks)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    torch.cuda.synchronize(device)
-    events[0].record()
-    for event in events[1:]:
-        step()
-        event.record()
-    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):  # whose queue the events are put into
+        torch.cuda.synchronize()
+        events[0].record()
+        for event in events[1:]:
+            step()
+            event.record()
+        torch.cuda.synchronize()
     return [start.elapsed_time(end) for start, end in pairwise(events)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -191,8 +192,11 @@ def fit(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Searches, retrains, and saves the best ensemble for the classes of the pictures."""
-    from edgenes.estimator.places import as_path
+    """Searches, retrains, and saves the best ensemble for the classes of the pictures.
+
+    The same command goes on with a fit that was stopped.
+    """
+    from edgenes.estimator.places import as_path, unfinished_folder
 
     check_int(members, "--members")
     check_int(candidates, "--candidates", members)
@@ -218,7 +222,7 @@ def fit(
         device=device,
         verbose=int(not quiet),
     )
-    model.fit(folder)
+    model.fit(folder, checkpoint=unfinished_folder(place))
     if quiet:  # otherwise the fit has printed its notes
         for note in model.report_["notes"]:
             typer.echo(f"note: {_printable(note)}", err=True)
@@ -294,6 +298,10 @@ def predict(
         Path | None,
         typer.Option(help="CSV file; default: print the table"),
     ] = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(help="share of answers, such as 0.1, whose label is left out as too unsure"),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Writes a CSV table with label, probability and uncertainty of each picture.
@@ -324,7 +332,7 @@ def predict(
     for file, reason in answers.faults.items():
         typer.echo(f"note: no answer for {_printable(f'{file} ({reason})')}", err=True)
     # Bytes that are no text come back from Python's str as they went in.
-    table = _table_of_answers(model, files, answers).encode(errors="surrogateescape")
+    table = _table_of_answers(model, files, answers, reject).encode(errors="surrogateescape")
     if out is None:
         typer.echo(table, nl=False)
     else:
@@ -385,18 +393,22 @@ def _table_of_answers(
     model: EdgeNES,
     files: list[Path],
     answers: Answers,
+    reject: float | None = None,  # share of answers whose label is left out
 ) -> str:  # CSV with a header
     """One row per picture: label, probability, and the uncertainty and its two parts.
 
-    The row of a picture that cannot be read is empty but for its name.
+    The row of a picture that cannot be read is empty but for its name; that of a rejected answer
+    has no label.
     """
     from edgenes.metrics import uncertainty
 
     mean = answers.probabilities.mean(0)
+    limit = math.inf if reject is None else model.limit_of_unsureness(reject)
     rows = {}
     for file, row, *nats in zip(answers.files, mean, *uncertainty(answers.probabilities)):
         numbers = [row.max(), *nats]
-        rows[file] = [model.classes_[row.argmax()], *(f"{number:.4f}" for number in numbers)]
+        label = "" if nats[0] > limit else model.classes_[row.argmax()]
+        rows[file] = [label, *(f"{number:.4f}" for number in numbers)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["label", "probability", "total_nats", "aleatoric_nats", "epistemic_nats"]
@@ -503,25 +515,29 @@ def export(
     ensemble: Saved,
     out: Annotated[
         Path,
-        typer.Option(help="the file: a name that ends in .pt2"),
+        typer.Option(help="the file: a name that ends in .pt2 (torch.export) or .onnx"),
     ],
+    member: Annotated[
+        int | None,
+        typer.Option(help="only this one, from 0; default: the mean of all"),
+    ] = None,
 ) -> None:
-    """Writes an ensemble as one torch.export file: float images in [0, 1] to probabilities.
+    """Writes an ensemble as one file for torch.export or ONNX: images in [0, 1] to probabilities.
 
     The file is compared with the ensemble before it takes its name.
     """
-    from edgenes.estimator.places import as_path
+    from edgenes.estimator.places import as_path, require_export_name
 
     folder = _saved_folder(ensemble)
     out = as_path(out)
-    require(
-        out.suffix == ".pt2",
-        f"cannot write {out}: give a name that ends in .pt2, torch.export's own",
-    )
+    require_export_name(out)
     from edgenes.estimator.saved import export_ensemble, load_ensemble
 
-    path = export_ensemble(load_ensemble(folder, "cpu"), out)
-    typer.echo(f'wrote {path}; torch.export.load("{out.name}").module() runs it')
+    path = export_ensemble(load_ensemble(folder, "cpu"), out, member)
+    runs = f'torch.export.load("{out.name}").module()'
+    if out.suffix == ".onnx":
+        runs = f'onnxruntime.InferenceSession("{out.name}")'
+    typer.echo(f"wrote {path}; {runs} runs it")
 
 # %% ../../nbs/cli/images.ipynb #0a87012
 EXAMPLES: dict[Callable[..., None], str] = {

@@ -44,7 +44,8 @@ gpu.register(app)
 # %% ../../nbs/cli/main.ipynb #5e51014
 STOPPED = "stopped; start again to go on from here"
 
-_KEEP_NOTHING = tuple(command.__name__ for command in images.EXAMPLES)  # they start anew
+# These start anew; an unfinished fit is kept.
+_KEEP_NOTHING = tuple(name for command in images.EXAMPLES if (name := command.__name__) != "fit")
 
 _CTRL_C = 130  # typer's exit code after Ctrl-C
 

@@ -143,12 +143,17 @@ def _search_seconds(settings: Any, workspace: Workspace) -> float:
     images = settings.images or _images(workspace)
     width = sqrt(settings.network.channels)
     share = 0.25 if settings.relaxation == "sampled" else 1.0
-    return _seconds_of_pixels(workspace) * settings.epochs * images * width * share
+    epochs = _seconds_of_pixels(workspace) * settings.epochs * images * width * share
+    return _OVERHEAD_SECONDS + epochs
 
 
 def _retraining_seconds(settings: Any, images: int, workspace: Workspace) -> float:
     width = 0.018 * settings.network.channels**1.5
-    return _seconds_of_pixels(workspace) * settings.epochs * images * width
+    epochs = _seconds_of_pixels(workspace) * settings.epochs * images * width
+    return _OVERHEAD_SECONDS + epochs
+
+
+_OVERHEAD_SECONDS = 0.05  # to begin, measure and write a run of any kind
 
 
 @singledispatch
@@ -157,7 +162,7 @@ def effort(
     workspace: Workspace,
 ) -> float:
     """About how many seconds a run takes on one idle core."""
-    return 0.05
+    return _OVERHEAD_SECONDS
 
 
 @effort.register
@@ -239,6 +244,11 @@ def forecast(
     return list(lacking)
 
 # %% ../../nbs/study/forecast.ipynb #forecast14
+# A few short jobs tell little of the speed of others, since most of their time is a start. All jobs
+# together are judged as if this much work had gone at the speed of an idle core.
+_DOUBT_SECONDS = 10.0
+
+
 @dataclass
 class _Job:
     """A job under way."""
@@ -247,7 +257,7 @@ class _Job:
     effort: float
     label: str
     progress: Callable[[], tuple[int, int]]  # (epochs done, epochs); (0, 0) where it has none
-    start: float = field(default_factory=time.monotonic)
+    start: float
     seen: list[tuple[float, int]] = field(default_factory=list)  # (when, epochs done) at changes
 
     def look(self) -> None:
@@ -370,7 +380,7 @@ class Meter:
         """A job begins, announced or not."""
         if self.expected[kind, effort] > 0:
             self.expected[kind, effort] -= 1
-        self.running[key] = _Job(kind, effort, label or kind, progress)
+        self.running[key] = _Job(kind, effort, label or kind, progress, time.monotonic())
 
     def end(self, key: Hashable) -> None:
         """A job has ended."""
@@ -393,10 +403,10 @@ class Meter:
             if share > 0:
                 seconds, efforts = seen.get(job.kind, (0.0, 0.0))
                 seen[job.kind] = (seconds + took, efforts + share * job.effort)
-        seconds = sum(took for took, _ in seen.values())
-        efforts = sum(effort for _, effort in seen.values())
+        seconds = _DOUBT_SECONDS + sum(took for took, _ in seen.values())
+        efforts = _DOUBT_SECONDS + sum(effort for _, effort in seen.values())
         by_kind = {kind: took / effort for kind, (took, effort) in seen.items() if effort > 0}
-        return by_kind, seconds / efforts if efforts else 1.0
+        return by_kind, seconds / efforts
 
     def is_measured(self) -> bool:
         """Whether anything tells how fast this machine is."""
@@ -426,7 +436,9 @@ class Meter:
         labels = []
         for job in list(self.running.values()):
             done, epochs = job.progress()
-            labels.append(f"{job.label}, epoch {done + 1} of {epochs}" if epochs else job.label)
+            # After its last epoch a run still measures and writes what it has found.
+            epoch = min(done + 1, epochs)
+            labels.append(f"{job.label}, epoch {epoch} of {epochs}" if epochs else job.label)
         words = f"about {in_words(self.left())} left" if self.is_measured() else "estimating"
         now = f": {labels[0]}" if labels else ""
         return f"{words}, {self.done} of about {known} steps{now}"
