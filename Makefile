@@ -6,12 +6,14 @@ DEVICE ?= auto
 SEEDS ?=
 EXPERIMENTS ?=
 EDGENES_DATA ?=
-EXTRAS ?= dev
+EXTRAS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
-READY := .venv/.ready-$(EXTRAS)
+# Runs and reports need less than tests, the site and an editor. EXTRAS, where given, takes the place of both.
+READY := .venv/.ready-$(or $(EXTRAS),notebooks)
+READY_DEV := .venv/.ready-$(or $(EXTRAS),dev)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Notebooks run in their own folders: a relative path is made absolute.
@@ -20,7 +22,7 @@ override EDGENES_DATA := $(if $(filter /%,$(EDGENES_DATA)),,$(CURDIR)/)$(EDGENES
 export EDGENES_DATA
 endif
 
-.PHONY: all gpu test report readme site venv lock clean help
+.PHONY: all gpu report release test readme site venv lock clean help
 
 all: $(READY) ## run the pipeline of PROFILE (demo, cpu, cpu-long or paper) into results/PROFILE/
 	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
@@ -31,37 +33,40 @@ gpu: $(READY) ## compare a GPU with the CPU and measure it, within 9 minutes, in
 report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
 	$(BIN)/python -m edgenes report $(PROFILE)
 
+release: $(READY) ## train the small ensemble of results/release anew
+	$(BIN)/python results/release/train.py
+
 # One thread a process: the tests are small, and threads of several processes would only wait for each other.
 test: export OMP_NUM_THREADS = 1
 test: BY_HAND = nbs tests docs setup.py edgenes/__init__.py edgenes/__main__.py
-test: $(READY) ## format and lint, run the notebooks of the library as tests, then pytest
+test: $(READY_DEV) ## format and lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/ruff format --check $(BY_HAND)
 	$(BIN)/ruff check $(BY_HAND)
 	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^([_.]|experiments$$)'
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-readme: $(READY) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
+readme: $(READY_DEV) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
 
-site: $(READY) ## write all notebooks, reports and docstrings as HTML with search into _site/, without running them
+site: $(READY_DEV) ## write all notebooks, reports and docstrings as HTML with search into _site/, without running them
 	rm -rf _site
 	$(BIN)/sphinx-build -q -W --keep-going -j auto -c docs . _site
 	@echo "wrote the site: open _site/index.html"
 
-venv: $(READY) ## build .venv from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
+venv: $(READY_DEV) ## build .venv for development from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
 
 # setuptools comes first and from the lock, so that the build of the package itself is pinned as well.
-$(READY): requirements.lock settings.ini pyproject.toml setup.py
+.venv/.ready-%: requirements.lock settings.ini pyproject.toml setup.py
 	$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgenes needs Python 3.10 or newer, for instance: make PY=python3.11")'
 	test -x $(BIN)/pip || $(PY) -m venv .venv
-	@echo "installing into .venv: several GB, minutes"
+	@echo "installing into .venv: minutes, about 6 GB on Linux, where torch brings CUDA; PIP_ARGS can name an index of CPU wheels"
 	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock setuptools
-	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$(EXTRAS)]'
-	touch $@
+	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$*]'
+	touch $@ $(if $(findstring dev,$*),.venv/.ready-notebooks)
 
 lock: ## pin the requirements of settings.ini anew; present pins stay unless UPGRADE=--upgrade is given
 	test -x $(BIN)/uv || { $(PY) -m venv .venv && $(PIP) install $(PIP_ARGS) uv; }
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra scale --universal --python-version 3.10 --python $(BIN)/python \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra onnx --extra scale --universal --python-version 3.10 --python $(BIN)/python \
 	    --no-python-downloads --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## remove .venv, builds and caches; results/ stays

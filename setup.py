@@ -11,6 +11,9 @@ settings = config["DEFAULT"]
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "scale")},
+    extras_require={
+        extra: settings[f"{extra}_requirements"].split()
+        for extra in ("notebooks", "dev", "onnx", "scale")
+    },
     entry_points={"console_scripts": [settings["console_scripts"]]},
 )

@@ -86,6 +86,23 @@ def test_lock_pins_every_requirement_once(python, system):
         assert fits, f"run make lock: {requirement}, pinned {versions[name]}"
 
 
+def test_development_includes_what_make_needs():
+    settings = read_settings()
+    assert set(settings["notebooks_requirements"].split()) <= set(
+        settings["dev_requirements"].split()
+    )
+
+
+def test_make_installs_no_more_than_a_goal_needs():
+    def installed(*arguments):
+        commands = run("make", "--dry-run", "--always-make", *arguments).stdout
+        return re.findall(r"-e '\.\[(.+?)\]'", commands)
+
+    assert installed("all") == installed("report") == ["notebooks"]
+    assert installed("test") == installed("site") == ["dev"]
+    assert installed("test", "EXTRAS=dev,scale") == ["dev,scale"]
+
+
 def test_supported_python_is_the_same_everywhere():
     pyproject = read("pyproject.toml")
     makefile = read("Makefile")

@@ -70,6 +70,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1000,
         help="processes; default: one per core; on a GPU 1, or as many as gpu-check found best",
     ),
 ]
