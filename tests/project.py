@@ -23,7 +23,7 @@ def read_settings():
 def requirements():
     """Every requirement of settings.ini, those of the extras included."""
     settings = read_settings()
-    groups = ("requirements", "dev_requirements", "scale_requirements")
+    groups = [name for name in settings if name.endswith("requirements")]
     return [Requirement(line) for group in groups for line in settings[group].split()]
 
 

@@ -17,16 +17,13 @@ from small_inputs import Harm, trained_parts
 
 from edgenes.core import EdgenesError, write_atomic
 from edgenes.study.records import (
-    DiskCheckpoint,
     Records,
-    digest,
     load_predictions,
     load_weights,
-    pack,
     save_predictions,
     save_weights,
 )
-from edgenes.training import restore
+from edgenes.training import DiskCheckpoint, digest, pack, restore
 
 TRIED = Refusals(checkpoint=150)
 

@@ -17,9 +17,8 @@ from edgenes.retraining import predict, retrain
 from edgenes.search import search_darts, train_hypernetwork
 from edgenes.study import pipeline, tasks
 from edgenes.study.profiles import get_profile
-from edgenes.study.records import DiskCheckpoint
 from edgenes.study.workspace import open_workspace
-from edgenes.training import WeightOptimiser
+from edgenes.training import DiskCheckpoint, WeightOptimiser
 
 
 @pytest.mark.parametrize(

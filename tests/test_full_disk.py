@@ -28,7 +28,6 @@ from edgenes.search import search_darts
 from edgenes.study.forecast import Meter
 from edgenes.study.profiles import get_profile
 from edgenes.study.records import (
-    DiskCheckpoint,
     Records,
     all_records,
     load_predictions,
@@ -36,6 +35,7 @@ from edgenes.study.records import (
     write_record,
 )
 from edgenes.study.workspace import open_workspace
+from edgenes.training import DiskCheckpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -27,10 +27,9 @@ from edgenes.retraining import DiscreteSettings, RetrainSettings, retrain
 from edgenes.study import tasks
 from edgenes.study.pipeline import run
 from edgenes.study.profiles import PROFILES
-from edgenes.study.records import DiskCheckpoint
 from edgenes.study.tasks import DartsSearch, run_task
 from edgenes.study.workspace import open_workspace
-from edgenes.training import WeightOptimiser
+from edgenes.training import DiskCheckpoint, WeightOptimiser
 
 KILLS = 50  # at moments by chance
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -183,7 +183,7 @@ def test_a_training_uses_its_seconds_however_wrong_the_guess(guess, end_step):
     training = Training(plan.budget.retrain, 2.0, guess, end_step=end_step)
     with clock_of_budgets(time.process_time), FitProgress(2) as progress:
         start = time.process_time()
-        trained = train_candidate(data, candidate, training, progress, 1)
+        trained = train_candidate(data, candidate, training, progress)
         seconds = time.process_time() - start
     assert 1 < seconds < 2.6, (seconds, trained.epochs)
     assert trained.images <= len(data.train)

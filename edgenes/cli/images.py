@@ -192,10 +192,7 @@ def fit(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Searches, retrains, and saves the best ensemble for the classes of the pictures.
-
-    The same command goes on with a fit that was stopped.
-    """
+    """Searches, retrains, saves the best ensemble; goes on with a fit that was stopped."""
     from edgenes.estimator.places import as_path, unfinished_folder
 
     check_int(members, "--members")

@@ -100,6 +100,11 @@ The members were chosen on these images, which makes the ensemble look better th
 on images of your own.
 
 {{ table(["metric", "value", "what it says"], metrics) }}
+{% if report.temperature | default(1) != 1 %}
+
+The logits of all members are divided by {{ "%.3g" | format(report.temperature) }}, a number that
+was fitted on these images: it makes probabilities say more truly how sure to be.
+{% endif %}
 
 ## Candidates
 
@@ -124,6 +129,7 @@ from edgenes import EdgeNES
 
 model = EdgeNES.load(".")
 model.predict("pictures/")  # a folder, a picture or a list of them
+model.predict("pictures/", reject=0.1)  # without the tenth of which it is least sure
 model.predict_proba(images)  # uint8, N x {{ height }} x {{ width }} x {{ channels }}
 model.predict_uncertainty(images)  # in nats; higher is less sure
 model.members_  # torch modules: float images in [0, 1], N x {{ channels }} x {{ height }} x \
@@ -199,12 +205,13 @@ def how_pictures_are_converted(
 
 def card_of_export(
     ensemble: FittedEnsemble,
+    networks: int,  # in the file
 ) -> str:  # Markdown
     """What somebody who has nothing but an exported file needs to know."""
     height, width, channels = ensemble.image_shape
     names = ", ".join(escape_markdown(name) for name in ensemble.classes)
     return (
-        f"# Ensemble of {len(ensemble.genotypes)} networks\n\n"
+        f"# {f'Ensemble of {networks} networks' if networks > 1 else 'One network'}\n\n"
         f"Exported by edgenes {__version__}.\n\n"
         f"Input: float32 images in [0, 1], N x {channels} x {height} x {width}. "
         "Output: N probabilities of each class.\n\n"

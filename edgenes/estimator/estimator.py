@@ -49,6 +49,7 @@ from edgenes.estimator.pictures import (
 from .places import as_path
 from .planning import now
 from .saved import export_ensemble, load_ensemble, save_ensemble
+from .unfinished import Unfinished, identity_of_fit, remove_unfinished
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..metrics import Uncertainty, ensemble_metrics, uncertainty
@@ -282,6 +283,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     genotypes_: list[Genotype]  # of the members
     optimum_: Genotype  # alpha*
     hypernetwork_: Hypernetwork
+    checkpoint_: Path | None  # the folder of the fit, until the ensemble is saved
     report_: dict[str, Any]  # what was done, validation metrics, calibration of lambda, notes
 
     def __init__(
@@ -300,6 +302,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         downscale: int | None = None,  # k: networks see means of k x k pixels; None: 32 a side
         inputs_per_node: int = 1,  # edges that each node keeps: 1 (the paper) or 2 (DARTS)
         class_weight: str | dict[Any, float] | None = None,  # "balanced", or one for each label
+        calibrate: bool = True,  # scale logits by a temperature where that lowers the NLL
         image_size: int | tuple[int, int] | None = None,  # of pictures, (H, W); None: their median
         resize: str = "crop",  # of pictures of another size: cut the edges off, or "pad" with black
         channels: str = "auto",  # of pictures: "rgb", "grey", or grey only where all are grey
@@ -321,6 +324,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.downscale = downscale
         self.inputs_per_node = inputs_per_node
         self.class_weight = class_weight
+        self.calibrate = calibrate
         self.image_size = image_size
         self.resize = resize
         self.channels = channels
@@ -333,11 +337,16 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self,
         X: Any,  # N x H x W x C or N x H x W, uint8; a folder or an .npz file; N paths of pictures
         y: Any = None,  # N labels: whole numbers or strings; None with a folder or a file
+        *,
+        checkpoint: str | Path | None = None,  # folder from which a stopped fit goes on
     ) -> EdgeNES:
         """Searches, retrains and chooses the members.
 
-        `EdgenesError` for images, labels or parameters that cannot be used; `Diverged` when a loss
-        is not finite.
+        With a checkpoint, a fit of the same images with the same parameters goes on where one was
+        stopped; `save` removes the folder.
+
+        `EdgenesError` for images, labels or parameters that cannot be used, and for a checkpoint of
+        another fit; `Diverged` when a loss is not finite.
         """
         start = now()
         parameters = self._fit_parameters(self._seed())
@@ -347,21 +356,21 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         codes = labelled.split.labels.numpy()
         weights = weights_of_classes(self.class_weight, labelled.classes, codes)
         data = replace(data, class_weights=weights)
-        notes = list(labelled.notes)
-        if len(labelled.classes) == 1:
-            notes.append(
-                f"there is a single class, {labelled.classes[0]}: every answer will be the same; "
-                "give images of two or more classes"
+        notes = [*labelled.notes, *_notes_on_classes(labelled, weights is not None)]
+        place = None if checkpoint is None else as_path(checkpoint)
+        identity = {}
+        if place is not None:
+            identity = identity_of_fit(labelled.split, labelled.classes, parameters, device)
+        unfinished = Unfinished(place, identity, start)
+        try:
+            ensemble = fit_ensemble(
+                data, labelled.classes, parameters, device, notes=notes, unfinished=unfinished
             )
-        advice = note_on_imbalance(dict(enumerate(np.bincount(codes).tolist())))
-        if advice and weights is None:
-            notes.append(
-                f"the rarest class has under a tenth of the images of the largest: {advice}"
-            )
-        ensemble = fit_ensemble(
-            data, labelled.classes, parameters, device, notes=notes, start=start
-        )
-        return self._take(ensemble)
+        finally:
+            unfinished.release()
+        self._take(ensemble)
+        self.checkpoint_ = place  # `_take` has set it to None
+        return self
 
     def read(
         self,
@@ -446,10 +455,38 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     def predict(
         self,
         X: Any,  # as in `member_proba`
-    ) -> np.ndarray:  # (N,)
-        """The most probable labels."""
-        codes = self.predict_proba(X).argmax(1)
-        return self.classes_[codes]
+        reject: float | None = None,  # share of least sure answers to leave out, such as 0.1
+    ) -> np.ndarray:  # (N,); with `reject` a masked array
+        """The most probable labels.
+
+        With `reject`, an answer is masked where it is less sure than all but that share of the
+        validation images were; `.filled("?")` and `.compressed()` show or drop masked answers.
+        `EdgenesError` for a share that is none.
+        """
+        members = self.member_proba(X)
+        labels = self.classes_[average(members).numpy().argmax(1)]
+        if reject is None:
+            return labels
+        unsure = uncertainty(members).total > self.limit_of_unsureness(reject)
+        return np.ma.masked_array(labels, unsure)
+
+    def limit_of_unsureness(
+        self,
+        reject: float,  # a share
+    ) -> float:  # nats
+        """The total uncertainty that this share of the validation images exceeds."""
+        is_number = isinstance(reject, (int, float, np.number)) and not isinstance(reject, bool)
+        require(
+            is_number and 0 <= reject < 1,
+            f"reject is {shown(reject)}: give a share of the answers, at least 0 and below 1",
+        )
+        quantiles = self.report_.get("unsure_nats", [])
+        require(
+            quantiles,
+            "this ensemble was saved without the uncertainties of its validation images: "
+            "fit again, to use reject",
+        )
+        return float(np.interp(1 - reject, np.linspace(0, 1, len(quantiles)), quantiles))
 
     def predict_uncertainty(
         self,
@@ -527,7 +564,11 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
 
         `EdgenesError` for a folder that holds other things.
         """
-        return save_ensemble(self._fitted(), as_path(folder))
+        place = save_ensemble(self._fitted(), as_path(folder))
+        if self.checkpoint_ is not None:
+            remove_unfinished(self.checkpoint_)
+        self.checkpoint_ = None
+        return place
 
     @classmethod
     def load(
@@ -542,10 +583,15 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
 
     def export(
         self,
-        path: str | Path,  # a name that ends in .pt2
+        path: str | Path,  # a name that ends in .pt2 or .onnx
+        member: int | None = None,  # the place of one in `members_`; None: the mean of all
     ) -> Path:  # the path
-        """Writes one `torch.export` file: float images in [0, 1], N x C x H x W, to (N, K)."""
-        return export_ensemble(self._fitted(), as_path(path))
+        """Writes one file for `torch.export.load` or for ONNX.
+
+        It maps float images in [0, 1], N x C x H x W, to probabilities (N, K), for any N. ONNX
+        needs the extra of that name: `pip install "edgenes[onnx]"`.
+        """
+        return export_ensemble(self._fitted(), as_path(path), member)
 
     def _take(self, ensemble: FittedEnsemble) -> EdgeNES:
         """Stores what was learned under the names of scikit-learn."""
@@ -559,6 +605,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.genotypes_ = ensemble.genotypes
         self.members_ = ensemble.members
         self.report_ = ensemble.report
+        self.checkpoint_ = None
         return self
 
     def _fitted(self) -> FittedEnsemble:
@@ -600,6 +647,21 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.non_deterministic = self.time_budget is not None
         return tags
+
+
+def _notes_on_classes(labelled: LabelledImages, is_weighted: bool) -> list[str]:
+    """What a user should know about the numbers of images per class."""
+    notes = []
+    if len(labelled.classes) == 1:
+        notes.append(
+            f"there is a single class, {labelled.classes[0]}: every answer will be the same; "
+            "give images of two or more classes"
+        )
+    counts = np.bincount(labelled.split.labels.numpy())
+    advice = note_on_imbalance(dict(enumerate(counts.tolist())))
+    if advice and not is_weighted:
+        notes.append(f"the rarest class has under a tenth of the images of the largest: {advice}")
+    return notes
 
 
 def _images_of(split: Split) -> np.ndarray:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,40 +27,106 @@ from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
     ImageNetwork,
+    helpful_temperature,
     member_probabilities,
+    unsure_quantiles,
 )
 from edgenes.estimator.planning import (
     CandidateCost,
     EpochTimer,
     FitPlan,
-    MemoryCheckpoint,
     RetrainPlan,
     Strategy,
+    affordable_search_steps,
     choose_strategy,
     hypernetwork_steps,
     measure_candidate,
     now,
     plan_fit,
     plan_retraining,
-    plan_search,
     settings_for_steps,
     shrink_batches,
     steps_per_epoch,
     threads_for,
+    time_search_step,
     whole_epochs,
 )
-from ..genotype import Genotype
+from .unfinished import TrainingCheckpoint, Unfinished
+from ..genotype import Genotype, SearchSpace
 from ..hatching import hatch
 from ..hypernetwork import Hypernetwork
 from ..metrics import ensemble_metrics
+from ..neighbours import random_genotype
 from ..retraining import RetrainSettings, retrain
 from ..search import SearchResult, search_darts, train_hypernetwork
 
 # %% auto #0
-__all__ = ['FitProgress', 'SearchedStructures', 'run_searches', 'Training', 'Trained', 'train_candidate', 'TrainedCandidates',
-           'run_retraining', 'near_optimum', 'run_hatching', 'notes_on_fit', 'draw_candidates', 'fit_ensemble']
+__all__ = ['Phase', 'Forecast', 'FitProgress', 'guess_phases', 'SearchedStructures', 'run_searches', 'Training', 'Trained',
+           'train_candidate', 'TrainedCandidates', 'run_retraining', 'near_optimum', 'run_hatching', 'notes_on_fit',
+           'draw_candidates', 'fit_ensemble']
 
 # %% ../../nbs/estimator/fit.ipynb #dd47024
+class Phase(NamedTuple):
+    """A part of a fit that lies ahead."""
+
+    kind: str  # phases of one kind are guessed too high or too low by the same factor
+    seconds: float  # as a guess
+
+
+class Forecast:
+    """How many seconds are left of some phases, by guesses and by what was seen of them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.ahead: list[Phase] = []  # the first one is under way
+        self.seen: dict[str, tuple[float, float]] = {}  # by kind: (seconds, seconds as guessed)
+        self._start = 0.0  # of the phase under way
+        self._before: int | None = None  # its epochs that were done when it began
+        self._epochs = 1  # that it has
+        self._share = 0.0  # of it that is done
+
+    def begin(self, ahead: Sequence[Phase]) -> None:
+        """A phase begins, and all before it have ended."""
+        self._count(self._share)
+        self.ahead = list(ahead)
+        self._start = self.clock()
+        self._before = None
+        self._share = 0.0
+
+    def on_epoch(self, done: int, epochs: int) -> None:
+        """An epoch of the phase under way has ended."""
+        if self._before is None:
+            self._before = done - 1
+        self._share = done / epochs
+        self._epochs = epochs
+
+    def _count(self, share: float) -> None:
+        """Adds what was seen of the phase under way to what is known of its kind."""
+        if self.ahead and self._before is not None:
+            kind, guess = self.ahead[0]
+            seconds, guessed = self.seen.get(kind, (0.0, 0.0))
+            fresh = share - self._before / self._epochs
+            took = self.clock() - self._start
+            self.seen[kind] = (seconds + took, guessed + fresh * guess)
+
+    def factor(self, kind: str) -> float:
+        """By what guesses of a kind must be multiplied."""
+        seconds, guessed = self.seen.get(kind, (0.0, 0.0))
+        if guessed == 0:
+            seconds, guessed = map(sum, zip(*self.seen.values())) if self.seen else (0.0, 0.0)
+        return seconds / guessed if guessed > 0 else 1.0
+
+    def left(self) -> float:
+        """Seconds from here to the end of the last phase."""
+        seen = dict(self.seen)
+        self._count(self._share)
+        try:
+            rest = [phase.seconds * self.factor(phase.kind) for phase in self.ahead]
+        finally:
+            self.seen = seen
+        return sum(rest) - self._share * rest[0] if rest else 0.0
+
+# %% ../../nbs/estimator/fit.ipynb #fitprogress
 class FitProgress:
     """The clock, the progress bar and the expenses of one fit, as a context manager."""
 
@@ -68,19 +134,17 @@ class FitProgress:
         self,
         seconds: float | None = None,  # the time budget
         verbose: int = 0,  # 0: silent, 1: a bar, 2: also one line per phase
-        start: float | None = None,  # a time of `now`; None: now
+        unfinished: Unfinished | None = None,  # what is kept of the fit; None: nothing
     ) -> None:
         self.seconds = seconds
         self.verbose = verbose
-        self.start = now() if start is None else start
+        self.unfinished = unfinished or Unfinished()
         self.spent: dict[str, dict[str, Any]] = {}  # by phase, for the report
-        left = "{remaining} left"
-        if seconds is not None:
-            left = f"of {tqdm.format_interval(seconds)}"
+        self.forecast = Forecast(now)
         self.bar = tqdm(
-            total=seconds or 1.0,
+            total=1.0,
             disable=not verbose,
-            bar_format=f"{{desc}}{{percentage:3.0f}}% [{{elapsed}} {left}]",
+            bar_format="{desc}{percentage:3.0f}% [{postfix}]",
         )
 
     def __enter__(self) -> FitProgress:
@@ -99,36 +163,50 @@ class FitProgress:
         share: float,  # of the time budget
     ) -> float:  # a time of `now`; infinite without a time budget
         """When this share of the time budget is gone."""
-        return math.inf if self.seconds is None else self.start + share * self.seconds
+        start = self.unfinished.start
+        return math.inf if self.seconds is None else start + share * self.seconds
 
     def begin(
         self,
         phase: str,
-        *costs_ahead: float,  # of this phase and of all that follow it
+        ahead: Sequence[Phase] = (),  # this phase and all that follow it
     ) -> None:
         """Names the phase on the bar."""
-        if self.seconds is None:
-            self.bar.total = self.bar.n + sum(costs_ahead)
-        self.bar.set_description(phase)
+        self.forecast.begin(ahead)
+        self.bar.set_description(phase, refresh=False)
+        self.show()
 
-    def advance(
+    def on_epoch(
         self,
-        cost: float,  # of what was done
+        done: int,  # epochs of the phase
+        epochs: int,  # that it has
     ) -> None:
         """Moves the bar."""
-        if self.seconds is None:
-            self.bar.update(cost)
-        else:
-            self.bar.update(min(self.seconds, now() - self.start) - self.bar.n)
+        self.forecast.on_epoch(done, epochs)
+        self.show()
+
+    def show(self) -> None:
+        """Brings the bar up to date. It never goes back."""
+        spent = now() - self.unfinished.start
+        left = self.forecast.left() if self.seconds is None else max(0.0, self.seconds - spent)
+        share = spent / (spent + left) if spent + left > 0 else 1.0
+        known = self.seconds is not None or self.forecast.ahead
+        times = [tqdm.format_interval(spent)]
+        if known:
+            times.append(f"{tqdm.format_interval(left)} left")
+            self.bar.n = max(self.bar.n, share)
+        self.bar.set_postfix_str(", ".join(times), refresh=True)
 
     def record(
         self,
         phase: str,
-        start: float,  # of the phase, a time of `now`
         **quantities: int,
     ) -> None:
-        """Notes what a phase has taken."""
-        self.spent[phase] = quantities | {"seconds": round(now() - start, 3)}
+        """Notes what a phase has taken, unless an earlier process has done so."""
+        start = self.unfinished.since(phase)
+        self.spent[phase] = self.unfinished.once(
+            f"{phase} took", lambda: quantities | {"seconds": round(now() - start, 3)}
+        )
         self.write(f"{phase}: {self.spent[phase]}", from_level=2)
 
     def write(self, line: str, from_level: int = 1) -> None:
@@ -137,13 +215,37 @@ class FitProgress:
             self.bar.write(line)
 
 
-def _search_cost(settings: SearchSettings, data: Data) -> float:
-    images = min(settings.images or len(data.train), len(data.train))
-    return 10 * settings.epochs * images
+def guess_phases(
+    progress: FitProgress,
+    data: Data,  # as the networks see it
+    plan: FitPlan,
+    seed: int,
+) -> list[Phase]:
+    """The phases of a fit without a time budget, with measured seconds. Empty without a bar."""
+    if progress.seconds is not None or not progress.verbose:
+        return []
+    budget = plan.budget
+    step_seconds = time_search_step(data, plan, seed)
+    phases = []
+    for settings in (budget.darts, budget.hypernetwork):
+        steps = settings.epochs * steps_per_epoch(settings, data)
+        phases.append(Phase("search", steps * step_seconds))
+    costs = [
+        measure_candidate(data, random_genotype(plan.space, j), budget.retrain).epoch_seconds
+        for j in range(3)
+    ]
+    epoch_seconds = sum(costs) / len(costs)
+    return phases + _guess_trainings(plan, epoch_seconds)
 
 
-def _retraining_cost(settings: RetrainSettings, data: Data) -> float:
-    return settings.epochs * len(data.train)
+def _guess_trainings(plan: FitPlan, epoch_seconds: float) -> list[Phase]:
+    """The trainings of a plan: a parent where members hatch, then the candidates."""
+    count = plan.strategy.candidates or plan.budget.candidates
+    epochs = plan.budget.retrain.epochs
+    if plan.strategy.name != "hatch":
+        return [Phase("training", epochs * epoch_seconds)] * count
+    parent, cycle = plan.strategy.split(epochs, count)
+    return [Phase("training", n * epoch_seconds) for n in (parent, *[cycle] * count)]
 
 # %% ../../nbs/estimator/fit.ipynb #dd47026
 class SearchedStructures(NamedTuple):
@@ -160,73 +262,96 @@ def run_searches(
     data: Data,  # as the networks see it
     plan: FitPlan,
     seed: int,
+    phases: Sequence[Phase] = (),  # of the whole fit, for the bar
 ) -> SearchedStructures:
     """Searches alpha* and trains the hypernetwork."""
+    unfinished = progress.unfinished
     if progress.seconds is not None:
-        plan = plan_search(data, plan, seed, progress.seconds)
-    budget = plan.budget
-    costs = [_search_cost(settings, data) for settings in (budget.darts, budget.hypernetwork)]
-    costs.append(budget.candidates * _retraining_cost(budget.retrain, data))
-
-    progress.begin("search", *costs)
-    timer = EpochTimer(progress.moment(0.25), progress.advance, costs[0])
-    result = search_darts(
-        data,
-        plan.space,
-        budget.darts,
-        seed,
-        should_stop=timer.should_stop,
-        on_epoch=timer.on_epoch,
-    )
-    optimum = result.genotype
-    _record_search(progress, "search", timer, budget.darts, data, result)
-    if progress.seconds is not None:
-        step_seconds = timer.epoch_seconds / steps_per_epoch(budget.darts, data)
-        left = progress.moment(1.0) - now()
-        cost = measure_candidate(data, optimum, budget.retrain)
-        strategy = choose_strategy(
-            plan.strategy.name, left / cost.epoch_seconds, budget.members, budget.candidates
+        seconds = progress.seconds
+        steps = unfinished.once(
+            "search steps", lambda: affordable_search_steps(data, plan, seed, seconds)
         )
-        plan = replace(plan, strategy=strategy)
-        steps = hypernetwork_steps(plan, progress.seconds, step_seconds)
-        settings = settings_for_steps(budget.hypernetwork, data, seed, steps)
-        budget = replace(budget, hypernetwork=settings)
+        darts = settings_for_steps(plan.budget.darts, data, seed, steps)
+        plan = replace(plan, budget=replace(plan.budget, darts=darts))
+    progress.begin("search", phases)
+    result = _run_search(progress, "search", 0.25, plan.budget.darts, data, seed, plan.space)
+    optimum = result.genotype
+    if progress.seconds is not None:
+        plan = _plan_after_search(progress, data, plan, seed, optimum)
 
-    progress.begin("hypernetwork", *costs[1:])
-    timer = EpochTimer(progress.moment(0.5), progress.advance, costs[1])
-    result = train_hypernetwork(
-        data,
-        plan.space,
-        budget.hypernetwork,
-        seed,
-        optimum,
-        should_stop=timer.should_stop,
-        on_epoch=timer.on_epoch,
-    )
-    _record_search(progress, "hypernetwork", timer, budget.hypernetwork, data, result)
+    progress.begin("hypernetwork", phases[1:])
+    settings = plan.budget.hypernetwork
+    result = _run_search(progress, "hypernetwork", 0.5, settings, data, seed, plan.space, optimum)
     hypernetwork = result.structure.cpu()
     assert isinstance(hypernetwork, Hypernetwork)
-    plan = replace(plan, budget=budget)
-    return SearchedStructures(plan, optimum, hypernetwork, result.log[-1]["calibration"])
+    calibration = [list(pair) for pair in result.log[-1]["calibration"]]
+    return SearchedStructures(plan, optimum, hypernetwork, calibration)
 
 
-def _record_search(
+def _run_search(
     progress: FitProgress,
     phase: str,
-    timer: EpochTimer,
+    until: float,  # share of the time budget that may be gone at the end
     settings: SearchSettings,
     data: Data,
-    result: SearchResult,
-) -> None:
-    """Notes what a search has taken."""
+    seed: int,
+    space: SearchSpace,
+    *optimum: Genotype,  # alpha*, of the training of a hypernetwork
+) -> SearchResult:
+    """One search from where it was stopped; one that has ended is only read."""
+    unfinished = progress.unfinished
+    start = unfinished.since(phase)
+    ended = unfinished.notes.get(f"{phase} took")
+    if ended is not None:
+        settings = replace(settings, epochs=ended["epochs"])
+    timer = EpochTimer(progress.moment(until), progress.on_epoch)
+    checkpoint = unfinished.checkpoint(phase)
+    search = train_hypernetwork if optimum else search_darts
+    result = search(
+        data,
+        space,
+        settings,
+        seed,
+        *optimum,
+        checkpoint=checkpoint,
+        should_stop=timer.should_stop,
+        on_epoch=timer.on_epoch,
+    )
+    checkpoint.close()
     epochs = len(result.log)
+    unfinished.once(f"{phase} epoch", lambda: timer.epoch_seconds or (now() - start) / epochs)
     progress.record(
         phase,
-        timer.times[0],
         epochs=epochs,
         steps=epochs * steps_per_epoch(settings, data),
         images=settings.images or len(data.train),
     )
+    return result
+
+
+def _plan_after_search(
+    progress: FitProgress,
+    data: Data,
+    plan: FitPlan,
+    seed: int,
+    optimum: Genotype,  # alpha*
+) -> FitPlan:
+    """The plan with a strategy and the steps of the hypernetwork, by what a step takes."""
+    unfinished = progress.unfinished
+    budget = plan.budget
+
+    def passes_left() -> float:
+        left = progress.moment(1.0) - now()
+        return left / measure_candidate(data, optimum, budget.retrain).epoch_seconds
+
+    passes = unfinished.once("passes", passes_left)
+    strategy = choose_strategy(plan.strategy.name, passes, budget.members, budget.candidates)
+    plan = replace(plan, strategy=strategy)
+    step_seconds = unfinished.notes["search epoch"] / steps_per_epoch(budget.darts, data)
+    assert progress.seconds is not None
+    steps = hypernetwork_steps(plan, progress.seconds, step_seconds)
+    settings = settings_for_steps(budget.hypernetwork, data, seed, steps)
+    return replace(plan, budget=replace(budget, hypernetwork=settings))
 
 # %% ../../nbs/estimator/fit.ipynb #dd47028
 class Training(NamedTuple):
@@ -262,54 +387,82 @@ def train_candidate(
     candidate: Candidate,
     training: Training,
     progress: FitProgress,
-    cost: float,  # on the progress bar
+    name: str = "candidate",  # of the training, in what is kept of the fit
 ) -> Trained:
-    """Retrains one candidate, on fewer images where the seconds hold no whole number of epochs."""
-    begin = now()
-    timer = EpochTimer(begin + 1.1 * training.seconds, progress.advance)
-    checkpoint = MemoryCheckpoint()
+    """Retrains one candidate, on fewer images where the seconds hold no whole number of epochs.
+
+    It goes on where it was stopped; a training that has ended is only read.
+    """
+    unfinished = progress.unfinished
+    begin = unfinished.since(name)
+    checkpoint = unfinished.checkpoint(name)
+    ended = unfinished.notes.get(name)
+    if ended is not None:
+        settings = replace(training.settings, epochs=ended["epochs"])
+        network, _ = _train_until(data, candidate, training, settings, checkpoint)
+        checkpoint.close()
+        return Trained(network, **ended)
+
     batch_size = min(training.settings.batch_size, len(data.train))
-
-    def train(part: Data, pause: int, epochs: int) -> DiscreteNetwork:
-        """Goes on until so many epochs are done, of those that are planned."""
-        settings = training.schedule(epochs)
-        timer.cost = cost * settings.epochs / epochs
-        network, _ = retrain(
-            part,
-            candidate.genotype,
-            settings,
-            candidate.seed,
-            start=training.start,
-            checkpoint=checkpoint,
-            should_stop=lambda: timer.epochs >= pause or timer.should_stop(),
-            on_epoch=timer.on_epoch,
-        )
-        return network
-
+    end = begin + training.seconds
+    timer = EpochTimer(end + 0.1 * training.seconds, progress.on_epoch)
     part = data
+    earlier = done = checkpoint.epochs
+    images_done = done * len(data.train)
     epochs = pause = training.settings.epochs
     if training.seconds < math.inf:
-        affordable = max(0.0, training.seconds) / training.epoch_seconds
-        part, epochs = whole_epochs(data, affordable, batch_size)
-        pause = max(1, epochs // 2)
-    images_done = 0
+        affordable = max(0.0, end - now()) / training.epoch_seconds
+        part, more = whole_epochs(data, affordable, batch_size)
+        epochs = done + more
+        pause = done + max(1, more // 2)
     while True:
         before = now()
-        done = timer.epochs
-        network = train(part, pause, epochs)
-        images = (timer.epochs - done) * len(part.train)
+        network, log = _train_until(
+            part, candidate, training, training.schedule(epochs), checkpoint, timer, pause - earlier
+        )
+        images = (len(log) - done) * len(part.train)
+        done = len(log)
         images_done += images
-        image_seconds = (now() - before) / images
-        images_left = (begin + training.seconds - now()) / image_seconds
+        image_seconds = (now() - before) / max(1, images)
+        images_left = (end - now()) / image_seconds
         # Where a guess was far too high, the planned end comes when much of the time is left.
-        is_end = timer.epochs == epochs and images_left < images_done / 2
-        is_late = timer.epochs < pause or images_left < batch_size
+        is_end = done == epochs and images_left < images_done / 2
+        is_late = done < pause or images_left < batch_size
         if is_end or is_late or training.seconds == math.inf:
-            mean_images = round(images_done / timer.epochs)
-            return Trained(network, timer.epochs, mean_images, image_seconds)
+            break
         part, more = whole_epochs(data, images_left / len(data.train), batch_size)
-        epochs = timer.epochs + more
-        pause = timer.epochs + max(1, more // 2)
+        epochs = done + more
+        pause = done + max(1, more // 2)
+    checkpoint.close()
+    result: dict[str, Any] = {"epochs": done, "images": round(images_done / done)}
+    result["image_seconds"] = image_seconds
+    return Trained(network, **unfinished.once(name, lambda: result))
+
+
+def _train_until(
+    data: Data,
+    candidate: Candidate,
+    training: Training,
+    settings: RetrainSettings,  # with the epochs of the whole schedule
+    checkpoint: TrainingCheckpoint,
+    timer: EpochTimer | None = None,  # of this process; None: until the schedule ends
+    pause: int = 0,  # after so many epochs of the timer
+) -> tuple[DiscreteNetwork, list[dict[str, Any]]]:  # the network, and its log
+    """Goes on with a training until the time or the epochs are gone."""
+
+    def should_stop() -> bool:
+        return timer is not None and (timer.epochs >= pause or timer.should_stop())
+
+    return retrain(
+        data,
+        candidate.genotype,
+        settings,
+        candidate.seed,
+        start=training.start,
+        checkpoint=checkpoint,
+        should_stop=should_stop,
+        on_epoch=None if timer is None else timer.on_epoch,
+    )
 
 # %% ../../nbs/estimator/fit.ipynb #dd47030
 class TrainedCandidates(NamedTuple):
@@ -350,23 +503,20 @@ class _Collection:
     def finish(
         self,
         progress: FitProgress,
-        start: float,  # of the retraining, a time of `now`
     ) -> TrainedCandidates:
         """Notes what the retraining has taken."""
-        _record_trainings(progress, "retraining", start, self.trainings)
+        _record_trainings(progress, "retraining", self.trainings)
         return TrainedCandidates(self.networks, torch.stack(self.probabilities))
 
 
 def _record_trainings(
     progress: FitProgress,
     phase: str,
-    start: float,  # of the phase, a time of `now`
     trainings: Sequence[Trained],
 ) -> None:
     """Notes what a phase of trainings has taken."""
     progress.record(
         phase,
-        start,
         candidates=len(trainings),
         epochs=min(trained.epochs for trained in trainings),
         images=min(trained.images for trained in trainings),
@@ -379,34 +529,58 @@ def run_retraining(
     validation: Split,  # of full size
     plan: FitPlan,
     candidates: Sequence[Candidate],
+    phases: Sequence[Phase] = (),  # one per candidate, for the bar
 ) -> TrainedCandidates:
     """Trains the candidates from scratch, and asks each for classes of the validation images."""
-    start = now()
+    unfinished = progress.unfinished
+    start = unfinished.since("retraining")
     end = progress.moment(0.99)
     members = plan.budget.members
-    cost = _retraining_cost(plan.budget.retrain, data)
     schedule = RetrainPlan(plan.budget.retrain, [CandidateCost(1.0, 1.0, 0.0)] * len(candidates))
     if progress.seconds is not None:
-        schedule = plan_retraining(data, plan.budget.retrain, candidates, members, end - start)
+        schedule = _plan_retraining_once(unfinished, data, plan, candidates, end - start)
     settings, costs = schedule
 
     collection = _Collection(data, validation, plan, costs[0].validation_seconds)
     slowness = 1.0  # seconds that the last candidate took, over those that were expected
     for j, (candidate, expected) in enumerate(zip(candidates, costs)):
-        begin = now()
+        name = f"candidate {j + 1}"
+        begin = unfinished.since(name)
         epoch_seconds = slowness * expected.epoch_seconds
         one_epoch = epoch_seconds + collection.validation_seconds
-        if j >= members and begin + one_epoch > progress.moment(1.05):
+        is_late = begin + one_epoch > progress.moment(1.05)
+        if j >= members and is_late and name not in unfinished.notes:
             break
-        remaining = len(costs) - j
-        progress.begin(f"candidate {j + 1} of {len(costs)}", *[cost] * remaining)
+        progress.begin(f"{name} of {len(costs)}", phases[j:])
         share = expected.epoch_seconds / sum(other.epoch_seconds for other in costs[j:])
         seconds = share * (end - begin) - collection.validation_seconds
         training = Training(settings, seconds, epoch_seconds)
-        trained = train_candidate(data, candidate, training, progress, cost)
+        trained = train_candidate(data, candidate, training, progress, name)
         slowness = trained.image_seconds * len(data.train) / expected.epoch_seconds
         collection.add(trained)
-    return collection.finish(progress, start)
+    return collection.finish(progress)
+
+
+def _plan_retraining_once(
+    unfinished: Unfinished,
+    data: Data,
+    plan: FitPlan,
+    candidates: Sequence[Candidate],
+    seconds: float,  # for measuring and for training
+) -> RetrainPlan:
+    """The plan of the retraining, as it was made when the fit came here for the first time."""
+    settings = plan.budget.retrain
+
+    def measure() -> dict[str, Any]:
+        made = plan_retraining(data, settings, candidates, plan.budget.members, seconds)
+        return {
+            "batch_size": made.settings.batch_size,
+            "costs": [list(cost) for cost in made.costs],
+        }
+
+    noted = unfinished.once("retraining plan", measure)
+    costs = [CandidateCost(*cost) for cost in noted["costs"]]
+    return RetrainPlan(replace(settings, batch_size=noted["batch_size"]), costs)
 
 # %% ../../nbs/estimator/fit.ipynb #107d5752
 def near_optimum(
@@ -436,48 +610,70 @@ def run_hatching(
     validation: Split,  # of full size
     plan: FitPlan,
     candidates: Sequence[Candidate],  # the first one has the genotype of the parent
+    phases: Sequence[Phase] = (),  # of the parent and of each candidate, for the bar
 ) -> TrainedCandidates:
     """Trains the parent, lets the candidates hatch, and asks each for the validation images.
 
     Sources: MotherNets (Wasay et al. 2020); snapshot ensembles (Huang et al. 2017).
     """
-    start = now()
+    unfinished = progress.unfinished
     end = progress.moment(0.99)
     count = len(candidates)
-    settings = plan.budget.retrain
-    parent_epochs, cycle_epochs = plan.strategy.split(settings.epochs, count)
-    cycle_cost = float(cycle_epochs * len(data.train))
-    costs = [float(parent_epochs * len(data.train)), *[cycle_cost] * count]
+    parent_epochs, cycle_epochs = plan.strategy.split(plan.budget.retrain.epochs, count)
+    progress.begin("parent", phases)
+    training, guess = _plan_parent(progress, data, plan, candidates[0].genotype, count)
     genotype, seed = candidates[0]
-    guess = CandidateCost(1.0, 1.0, 0.0)
-    if progress.seconds is not None:
-        settings, guess = shrink_batches(data, settings, genotype, 1, end - start)
-
-    progress.begin("parent", *costs)
-    seconds = plan.strategy.parent_share * (end - now() - count * guess.validation_seconds)
-    training = Training(
-        replace(settings, epochs=parent_epochs),
-        seconds,
-        guess.epoch_seconds,
-        end_step=plan.strategy.cycle_step,
+    parent = train_candidate(
+        data,
+        Candidate(genotype, derive_seed(seed, "parent")),
+        training._replace(settings=replace(training.settings, epochs=parent_epochs)),
+        progress,
+        "parent network",
     )
-    candidate = Candidate(genotype, derive_seed(seed, "parent"))
-    parent = train_candidate(data, candidate, training, progress, costs[0])
-    _record_trainings(progress, "parent", start, [parent])
+    _record_trainings(progress, "parent", [parent])
 
-    start = now()
-    optimiser = replace(
-        settings.optimiser, lr=plan.strategy.cycle_step * settings.optimiser.lr, warmup=0.0
-    )
-    settings = replace(settings, epochs=cycle_epochs, optimiser=optimiser)
+    optimiser = training.settings.optimiser
+    optimiser = replace(optimiser, lr=plan.strategy.cycle_step * optimiser.lr, warmup=0.0)
+    settings = replace(training.settings, epochs=cycle_epochs, optimiser=optimiser)
     collection = _Collection(data, validation, plan, guess.validation_seconds)
+    unfinished.since("retraining")
     for j, candidate in enumerate(candidates):
-        progress.begin(f"member {j + 1} of {count}", *costs[1 + j :])
-        seconds = (end - now()) / (count - j) - collection.validation_seconds
+        name = f"member {j + 1}"
+        progress.begin(f"{name} of {count}", phases[1 + j :])
+        begin = unfinished.since(name)
+        seconds = (end - begin) / (count - j) - collection.validation_seconds
         egg = hatch(parent.network, candidate.genotype, derive_seed(candidate.seed, "hatch"))
         training = Training(settings, seconds, parent.image_seconds * len(data.train), egg)
-        collection.add(train_candidate(data, candidate, training, progress, cycle_cost))
-    return collection.finish(progress, start)
+        collection.add(train_candidate(data, candidate, training, progress, name))
+    return collection.finish(progress)
+
+
+def _plan_parent(
+    progress: FitProgress,
+    data: Data,
+    plan: FitPlan,
+    genotype: Genotype,  # of the parent
+    count: int,  # of members
+) -> tuple[Training, CandidateCost]:
+    """The training of the parent, and what its network costs, as a guess."""
+    unfinished = progress.unfinished
+    settings = plan.budget.retrain
+    start = unfinished.since("parent")
+    end = progress.moment(0.99)
+    guess = CandidateCost(1.0, 1.0, 0.0)
+    if progress.seconds is not None:
+
+        def measure() -> list[Any]:
+            made, cost = shrink_batches(data, settings, genotype, 1, end - start)
+            return [made.batch_size, *cost, now() - start]
+
+        batch_size, *cost, took = unfinished.once("parent plan", measure)
+        settings = replace(settings, batch_size=batch_size)
+        guess = CandidateCost(*cost)
+        start += took
+    seconds = plan.strategy.parent_share * (end - start - count * guess.validation_seconds)
+    end_step = plan.strategy.cycle_step
+    return Training(settings, seconds, guess.epoch_seconds, end_step=end_step), guess
 
 # %% ../../nbs/estimator/fit.ipynb #dd47031
 def notes_on_fit(
@@ -487,10 +683,13 @@ def notes_on_fit(
     frequent_percent: float,  # share of the most frequent class among the validation images
     calibration: Sequence[Sequence[float]],  # pairs of lambda and edges shared; the last is Lambda
     strategy: Strategy,  # that was chosen
+    in_seconds: bool = True,  # whether seconds set the budget; False: numbers of steps and epochs
 ) -> list[str]:
     """What the user of a fit should know about it, in sentences without a final full stop."""
     notes = [strategy.why] if strategy.why else []
     is_hatched = strategy.name == "hatch"
+    more_training = "give more seconds" if in_seconds else "give more epochs"
+    more_search = "give more seconds" if in_seconds else "give more search steps"
     if len(candidates) < planned and not is_hatched:
         notes.append(
             f"{len(candidates)} of {planned} candidates were retrained, and {len(chosen)} of them "
@@ -501,22 +700,22 @@ def notes_on_fit(
         notes.append(
             "on the validation images, some members are no better than a constant answer, the most "
             f"frequent class (candidates {', '.join(map(str, poor))}): "
-            "give more seconds, or fewer candidates"
+            f"{more_training}{', or fewer candidates' if in_seconds else ''}"
         )
     errors = [abs(lam - shared) for lam, shared in calibration]
     mean_error = sum(errors) / len(errors)
     if mean_error > 1:
         notes.append(
-            f"lambda misses the number of shared edges by {mean_error:.1f} on average: "
-            "the search was too short for lambda to control the architectures"
+            f"lambda misses the number of shared edges by {mean_error:.1f} on average, as "
+            "the search was too short for it to control the architectures: "
+            f"{more_search}, where that matters"
         )
     max_shared = calibration[-1][0]
     are_alike = len(candidates) > 1 and all(item["shared"] == max_shared for item in candidates)
     if are_alike and (strategy.fresh_edges or not is_hatched):  # otherwise they are meant to be
         way = "which went on separately for a while" if is_hatched else "from other initial weights"
         notes.append(
-            f"all candidates are alpha* itself, {way}: "
-            "give more seconds, for architectures that differ"
+            f"all candidates are alpha* itself, {way}: {more_search}, for architectures that differ"
         )
     return notes
 
@@ -543,7 +742,7 @@ def fit_ensemble(
     device: torch.device,
     *,
     notes: Sequence[str] = (),  # come before those of the fit
-    start: float | None = None,  # of the time budget, a time of `now`; None: now
+    unfinished: Unfinished | None = None,  # what is kept of the fit; None: nothing
 ) -> FittedEnsemble:
     """Runs the algorithm EdgeNES on images. `Diverged` when a loss is not finite."""
     plan = plan_fit(data, parameters)
@@ -551,17 +750,22 @@ def fit_ensemble(
     validation = data.val.to(device)
     with (
         threads_for(small),
-        FitProgress(parameters.time_budget, parameters.verbose, start) as progress,
+        FitProgress(parameters.time_budget, parameters.verbose, unfinished) as progress,
     ):
-        searched = run_searches(progress, small, plan, parameters.seed)
+        earlier = progress.unfinished.earlier
+        if earlier > 0:
+            progress.write(f"goes on with the fit that was stopped after {earlier:.0f} s")
+        phases = guess_phases(progress, small, plan, parameters.seed)
+        searched = run_searches(progress, small, plan, parameters.seed, phases)
         lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
         train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
-        trained = train(progress, small, validation, searched.plan, candidates)
+        trained = train(progress, small, validation, searched.plan, candidates, phases[2:])
         selection = _select_members(trained, validation, plan)
-        report = _report(searched, lambdas, candidates, trained, selection, data)
+        members, facts = _finish_members(trained, selection, validation, parameters.calibrate)
+        report = _report(searched, lambdas, candidates, trained, selection, data) | facts
         report["spent"] = progress.spent
-        report["notes"] = [*notes, *report["notes"]]
+        report["notes"] = [*notes, *_notes(report, searched, validation, parameters)]
         for note in report["notes"]:
             progress.write(f"note: {note}")
     return FittedEnsemble(
@@ -571,8 +775,48 @@ def fit_ensemble(
         optimum=searched.optimum,
         hypernetwork=searched.hypernetwork,
         genotypes=[genotypes[j] for j in selection.members],
-        members=[trained.networks[j] for j in selection.members],
+        members=members,
         report=report,
+    )
+
+
+def _finish_members(
+    trained: TrainedCandidates,
+    selection: Selection,
+    validation: Split,
+    calibrate: bool,  # whether logits are scaled where that helps
+) -> tuple[list[ImageNetwork], dict[str, Any]]:  # the members, and facts for the report
+    """The members with their temperature, and what their ensemble does on the validation images."""
+    members = [trained.networks[j] for j in selection.members]
+    chosen = trained.probabilities[list(selection.members)]
+    labels = validation.labels.cpu()
+    temperature = helpful_temperature(chosen, labels) if calibrate else 1.0
+    for member in members:
+        member.temperature.fill_(temperature)
+    answers = member_probabilities(members, validation) if temperature != 1 else chosen
+    return members, {
+        "validation": ensemble_metrics(answers, labels),
+        "temperature": temperature,
+        "unsure_nats": unsure_quantiles(answers),
+    }
+
+
+def _notes(
+    report: dict[str, Any],
+    searched: SearchedStructures,
+    validation: Split,
+    parameters: FitParameters,
+) -> list[str]:
+    """The notes on a fit that has ended."""
+    labels = validation.labels
+    return notes_on_fit(
+        report["candidates"],
+        report["chosen"],
+        parameters.candidates,
+        100 * (labels.bincount().max() / len(labels)).item(),
+        searched.calibration,
+        searched.plan.strategy,
+        in_seconds=parameters.time_budget is not None,
     )
 
 
@@ -597,7 +841,7 @@ def _report(
     selection: Selection,
     data: Data,
 ) -> dict[str, Any]:
-    """All of the report but the time that was spent."""
+    """What the report says of the candidates and of the networks."""
     labels = data.val.labels.cpu()
     chosen = list(selection.members)
     described = [
@@ -605,23 +849,13 @@ def _report(
         | ensemble_metrics(probabilities[None], labels)
         for lam, candidate, probabilities in zip(lambdas, candidates, trained.probabilities)
     ]
-    frequent_percent = 100 * (labels.bincount().max() / len(labels)).item()
     budget = searched.plan.budget
     return {
         "candidates": described,
         "chosen": chosen,
         "rule": selection.rule,
         "strategy": searched.plan.strategy.name,
-        "notes": notes_on_fit(
-            described,
-            chosen,
-            budget.candidates,
-            frequent_percent,
-            searched.calibration,
-            searched.plan.strategy,
-        ),
         "calibration": searched.calibration,
-        "validation": ensemble_metrics(trained.probabilities[chosen], labels),
         "network": {
             "channels": budget.retrain.network.channels,
             "layers": budget.retrain.network.layers,

@@ -5,6 +5,7 @@
 # %% ../../nbs/estimator/members.ipynb #6bf9002estima
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from ..core import EdgenesError, check_int, content_hash, require, shown
@@ -20,11 +22,12 @@ from ..discrete import DiscreteNetwork
 from .pictures import PictureSettings
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
+from ..metrics import uncertainty
 from ..retraining import predict
 
 # %% auto #0
 __all__ = ['FitParameters', 'encode_labels', 'ImageNetwork', 'MeanNetwork', 'to_unit_interval', 'member_probabilities',
-           'FittedEnsemble']
+           'fit_member_temperature', 'helpful_temperature', 'unsure_quantiles', 'FittedEnsemble']
 
 # %% ../../nbs/estimator/members.ipynb #memparamscode
 _LIMITS = {
@@ -54,6 +57,7 @@ class FitParameters:
     downscale: int | None = None  # k: networks see means of k x k pixels; None: see `plan_fit`
     inputs_per_node: int = 1  # edges that each node keeps
     class_weight: str | dict[Any, float] | None = None  # "balanced", or a number for each label
+    calibrate: bool = True  # scale logits by a temperature where that lowers the NLL
     image_size: int | tuple[int, int] | None = None  # of pictures; see `PictureSettings`
     resize: str = "crop"  # of pictures of another size: "crop" or "pad"
     channels: str = "auto"  # of pictures: "auto", "rgb" or "grey"
@@ -70,6 +74,10 @@ class FitParameters:
         verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
         check_int(verbose, "verbose", 0, 2)
         _check_class_weight(self.class_weight)
+        require(
+            isinstance(self.calibrate, (bool, np.bool_)),
+            f"calibrate is {shown(self.calibrate)}: use True or False",
+        )
         self.picture_settings  # noqa: B018  fails for settings that are none
         self._check_choice("criterion", ("nll", "accuracy"))
         self._check_choice("relaxation", ("sampled", "faithful"))
@@ -151,6 +159,7 @@ class ImageNetwork(nn.Module):
 
     mean: Tensor  # (C, 1, 1)
     std: Tensor  # (C, 1, 1)
+    temperature: Tensor  # (), by which logits are divided
 
     def __init__(
         self,
@@ -164,6 +173,7 @@ class ImageNetwork(nn.Module):
         self.downscale = downscale
         self.register_buffer("mean", mean.detach().clone()[:, None, None])
         self.register_buffer("std", std.detach().clone()[:, None, None])
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(
         self,
@@ -172,7 +182,7 @@ class ImageNetwork(nn.Module):
         """The logits of each class."""
         if self.downscale > 1:
             images = F.avg_pool2d(images, self.downscale)
-        return self.net((images - self.mean) / self.std)
+        return self.net((images - self.mean) / self.std) / self.temperature
 
 
 class MeanNetwork(nn.ModuleList):
@@ -206,6 +216,66 @@ def member_probabilities(
     """The probabilities that each member gives to each class."""
     split = split.to(members[0].mean.device)
     return torch.stack([predict(member, split, _UnitInterval()) for member in members])
+
+# %% ../../nbs/estimator/members.ipynb #memtempcode
+def _at_temperature(
+    probs: Tensor,  # (n, N, K), float64
+    temperature: float,  # T
+) -> Tensor:  # (n, N, K)
+    """The probabilities of members whose logits are divided by T."""
+    return (probs.clamp_min(1e-30).log() / temperature).softmax(2)
+
+
+def _nll(
+    probs: Tensor,  # (n, N, K), float64
+    labels: Tensor,  # (N,)
+    temperature: float,  # T
+) -> float:
+    """The mean NLL of the members' mean, in nats."""
+    mean = _at_temperature(probs, temperature).mean(0)
+    return F.nll_loss(mean.clamp_min(1e-30).log(), labels).item()
+
+
+def fit_member_temperature(
+    probs: Tensor,  # (n, N, K) of the members at T = 1
+    labels: Tensor,  # (N,)
+) -> float:  # between 0.05 and 20
+    """The T with the least NLL of the members' mean."""
+    doubles = probs.double()
+    fit = minimize_scalar(
+        lambda log_temperature: _nll(doubles, labels, math.exp(log_temperature)),
+        bounds=(math.log(0.05), math.log(20)),
+        method="bounded",
+        options={"xatol": 1e-3},
+    )
+    return math.exp(fit.x)
+
+
+def helpful_temperature(
+    probs: Tensor,  # (n, N, K) of the members on the validation images, at T = 1
+    labels: Tensor,  # (N,)
+) -> float:  # 1 where no other T helps
+    """The temperature that is fitted on all images, where one of each half helps on the other."""
+    doubles = probs.double()
+    gain = 0.0
+    for first, second in ((0, 1), (1, 0)):
+        seen = slice(first, None, 2)
+        unseen = slice(second, None, 2)
+        if len(labels[seen]) == 0 or len(labels[unseen]) == 0:
+            return 1.0
+        temperature = fit_member_temperature(doubles[:, seen], labels[seen])
+        before = _nll(doubles[:, unseen], labels[unseen], 1.0)
+        after = _nll(doubles[:, unseen], labels[unseen], temperature)
+        gain += len(labels[unseen]) * (before - after)
+    return fit_member_temperature(doubles, labels) if gain > 0 else 1.0
+
+# %% ../../nbs/estimator/members.ipynb #memreject
+def unsure_quantiles(
+    probs: Tensor,  # (n, N, K) of the members on the validation images
+) -> list[float]:  # 101 numbers in nats, rising
+    """Below which total uncertainty 0, 1, ..., 100 % of the validation images lie."""
+    total = uncertainty(probs).total
+    return np.quantile(total, np.linspace(0, 1, 101)).tolist()
 
 # %% ../../nbs/estimator/members.ipynb #memfittedcode
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core import EdgenesError, require, write_atomic
 
 # %% auto #0
-__all__ = ['MANIFEST', 'ROOM', 'as_path', 'require_own_folder', 'require_room']
+__all__ = ['MANIFEST', 'ROOM', 'as_path', 'require_own_folder', 'require_room', 'unfinished_folder', 'require_export_name']
 
 # %% ../../nbs/estimator/places.ipynb #placecode
 MANIFEST = "ensemble.json"  # the file by which a saved ensemble is known
@@ -87,4 +87,23 @@ def require_room(
         free >= ROOM,
         f"cannot write {folder}: {free / 2**20:.0f} MiB are free; "
         f"make room for {ROOM / 2**20:.0f} MiB, or choose another disk",
+    )
+
+
+def unfinished_folder(
+    folder: Path,  # for an ensemble
+) -> Path:
+    """Where a fit keeps its state until the ensemble is there: beside it."""
+    place = Path(os.path.realpath(folder))
+    return place.with_name(f"{place.name}.unfinished")
+
+
+def require_export_name(
+    path: Path,  # for an exported ensemble
+) -> None:
+    """`EdgenesError` unless the end of a name tells what is written."""
+    require(
+        path.suffix in (".pt2", ".onnx"),
+        f"cannot write {path}: give a name that ends in .pt2 or .onnx, "
+        "for torch.export or for ONNX",
     )

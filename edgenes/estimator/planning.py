@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -27,8 +27,8 @@ from ..training import WeightOptimiser
 # %% auto #0
 __all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'LEAST_STEPS', 'FEW_PIXELS', 'default_downscale',
            'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching', 'choose_strategy', 'FitPlan', 'plan_fit',
-           'now', 'clock_of_budgets', 'EpochTimer', 'MemoryCheckpoint', 'search_share', 'search_steps_within',
-           'hypernetwork_steps', 'plan_search', 'CandidateCost', 'measure_candidate', 'shrink_batches',
+           'now', 'clock_of_budgets', 'EpochTimer', 'search_share', 'search_steps_within', 'hypernetwork_steps',
+           'time_search_step', 'affordable_search_steps', 'CandidateCost', 'measure_candidate', 'shrink_batches',
            'measure_candidates', 'whole_epochs', 'RetrainPlan', 'plan_retraining', 'threads_for']
 
 # %% ../../nbs/estimator/planning.ipynb #dd47005scale
@@ -229,19 +229,17 @@ class EpochTimer:
     def __init__(
         self,
         deadline: float = math.inf,  # a time of `now`
-        advance: Callable[[float], None] | None = None,  # moves a progress bar
-        cost: float = 0.0,  # by how much, over the whole training
+        show: Callable[[int, int], None] | None = None,  # moves a bar: (epochs done, epochs)
     ) -> None:
         self.deadline = deadline
-        self.advance = advance
-        self.cost = cost
+        self.show = show
         self.times = [now()]
 
     def on_epoch(self, done: int, epochs: int) -> None:
         """Notes the end of an epoch."""
         self.times.append(now())
-        if self.advance is not None:
-            self.advance(self.cost / epochs)
+        if self.show is not None:
+            self.show(done, epochs)
 
     def should_stop(self) -> bool:
         """Whether another epoch, as long as the last one, would end after the deadline."""
@@ -249,30 +247,20 @@ class EpochTimer:
 
     @property
     def epochs(self) -> int:
-        """How many epochs are done."""
+        """How many epochs were timed."""
         return len(self.times) - 1
 
     @property
     def epoch_seconds(self) -> float:
-        """Mean seconds of an epoch; the first one warms up and counts only where it is alone."""
+        """Mean seconds of an epoch; the first one warms up and counts only where it is alone.
+
+        It is 0 where no epoch was timed.
+        """
+        if len(self.times) == 1:
+            return 0.0
         if len(self.times) == 2:
             return self.times[1] - self.times[0]
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
-
-
-class MemoryCheckpoint:
-    """A checkpoint that lives as long as the process."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] | None = None
-
-    def load(self) -> dict[str, Any] | None:
-        """The state that was saved last."""
-        return self.state
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Keeps a state in the place of the last one."""
-        self.state = state
 
 # %% ../../nbs/estimator/planning.ipynb #dd47015esti
 LEAST_STEPS = 150  # of a retraining, below which searches take less time and batches are smaller
@@ -325,28 +313,35 @@ def hypernetwork_steps(
     return steps / 2 if plan.strategy.fresh_edges else steps / 10
 
 
-def plan_search(
+def time_search_step(
+    data: Data,
+    plan: FitPlan,
+    seed: int,
+) -> float:  # seconds
+    """What one bilevel step takes, by a measurement."""
+    trial = replace(settings_for_steps(plan.budget.darts, data, seed, 1), epochs=4)
+    timer = EpochTimer()
+    search_darts(data, plan.space, trial, seed, on_epoch=timer.on_epoch)
+    return timer.epoch_seconds / steps_per_epoch(trial, data)
+
+
+def affordable_search_steps(
     data: Data,
     plan: FitPlan,
     seed: int,
     seconds: float,  # the time budget
-) -> FitPlan:
-    """The plan with as many steps for alpha* as the time budget holds, by a measurement.
+) -> float:
+    """How many steps for alpha* the time budget holds, by a measurement.
 
     `EdgenesError` where the time budget is not worth starting.
     """
-    trial = replace(settings_for_steps(plan.budget.darts, data, seed, 1), epochs=4)
-    timer = EpochTimer()
-    search_darts(data, plan.space, trial, seed, on_epoch=timer.on_epoch)
-    step_seconds = timer.epoch_seconds / steps_per_epoch(trial, data)
+    step_seconds = time_search_step(data, plan, seed)
     require(
         8 * step_seconds < seconds,
         f"time_budget is {seconds:g} s, but one search step takes {step_seconds:.2g} s on these "
         "images: give more seconds, or smaller images",
     )
-    steps = search_steps_within(plan.budget, seconds, step_seconds)
-    darts = settings_for_steps(plan.budget.darts, data, seed, steps)
-    return replace(plan, budget=replace(plan.budget, darts=darts))
+    return search_steps_within(plan.budget, seconds, step_seconds)
 
 # %% ../../nbs/estimator/planning.ipynb #dd47017esti
 class CandidateCost(NamedTuple):

@@ -45,7 +45,7 @@ from edgenes.estimator.members import (
     member_probabilities,
     to_unit_interval,
 )
-from .places import MANIFEST, require_own_folder
+from .places import MANIFEST, require_export_name, require_own_folder
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 
@@ -300,11 +300,13 @@ def _build(
     report = manifest["report"]
     classes = _build_classes(manifest["classes"])
     members = []
+    # A manifest of an earlier version has no temperature, and its members divide by none.
+    no_temperature = {"temperature": torch.ones(())}
     for i, genotype in enumerate(genotypes):
         network = _empty_network(genotype, len(classes), channels, report["network"], tensors)
         scale = check_int(report.get("downscale", 1), "downscale", 1, min(height, width))
         member = ImageNetwork(network, torch.zeros(channels), torch.ones(channels), scale).eval()
-        member.load_state_dict(_part(tensors, f"member-{i}"))
+        member.load_state_dict(no_temperature | _part(tensors, f"member-{i}"))
         members.append(member.to(device).to(memory_format=torch.channels_last))
     return FittedEnsemble(
         parameters=parameters,
@@ -356,38 +358,86 @@ def _empty_network(
     )
 
 # %% ../../nbs/estimator/saved.ipynb #savedexportcode
+_EXPORTED_AT_A_TIME = 4  # images of the example; the file takes any number
+
+
 def export_ensemble(
     ensemble: FittedEnsemble,
-    path: Path,  # a name that ends in .pt2
+    path: Path,  # a name that ends in .pt2 or .onnx
+    member: int | None = None,  # the place of one member; None: the mean of all
 ) -> Path:  # the path
-    """Writes the members as one module: float images in [0, 1] to mean probabilities.
+    """Writes one module: float images in [0, 1] to probabilities.
 
-    The file also holds `card.md`: the classes, and how a picture becomes such an image.
-    `EdgenesError` for another name, or when the exported module gives other probabilities.
+    The file also holds `card.md`, in ONNX as metadata: the classes, and how a picture becomes such
+    an image. `EdgenesError` for another name, a member that is none, ONNX without its libraries, or
+    when the exported module gives other probabilities.
     """
-    require(
-        path.suffix == ".pt2",
-        f"cannot write {path}: give a name that ends in .pt2, torch.export's own",
-    )
+    require_export_name(path)
+    members = ensemble.members
+    if member is not None:
+        members = [members[check_int(member, "member", 0, len(members) - 1)]]
     height, width, channels = ensemble.image_shape
-    shape = (5, channels, height, width)
+    shape = (_EXPORTED_AT_A_TIME + 1, channels, height, width)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=stream("export"))
     images = to_unit_interval(pixels).contiguous()
-    module = MeanNetwork(copy.deepcopy(ensemble.members)).cpu().eval()
-    file = io.BytesIO()
-    any_number = ({0: torch.export.Dim("images")},)
-    card = {"card.md": card_of_export(ensemble)}
+    module = MeanNetwork(copy.deepcopy(members)).cpu().eval()
+    card = card_of_export(ensemble, len(members))
+    write = _as_onnx if path.suffix == ".onnx" else _as_pt2
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own parts
-        program = torch.export.export(module, (images[:4],), dynamic_shapes=any_number)
-        torch.export.save(program, file, extra_files=card)
-        exported = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
+        content, exported = write(module, images, card)
     split = Split(pixels, torch.zeros(len(pixels), dtype=torch.int64))
-    expected = average(member_probabilities(ensemble.members, split))
+    expected = average(member_probabilities(members, split))
     gap = (exported - expected).abs().max().item()
     require(
         gap < 1e-4,
         f"the exported ensemble differs from the model by {gap:.1g}: "
         f"report this with your version of torch ({torch.__version__})",
     )
-    return write_atomic(path, file.getvalue())
+    return write_atomic(path, content)
+
+
+def _as_pt2(
+    module: MeanNetwork,
+    images: torch.Tensor,  # (N, C, H, W)
+    card: str,  # Markdown
+) -> tuple[bytes, torch.Tensor]:  # the file; (N, K), what it answers to the images
+    """A module as a file of `torch.export`."""
+    file = io.BytesIO()
+    any_number = ({0: torch.export.Dim("images")},)
+    example = images[:_EXPORTED_AT_A_TIME]
+    program = torch.export.export(module, (example,), dynamic_shapes=any_number)
+    torch.export.save(program, file, extra_files={"card.md": card})
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()(images)
+
+
+def _as_onnx(
+    module: MeanNetwork,
+    images: torch.Tensor,  # (N, C, H, W)
+    card: str,  # Markdown
+) -> tuple[bytes, torch.Tensor]:  # the file; (N, K), what ONNX Runtime answers to the images
+    """A module as an ONNX file. `EdgenesError` where the libraries are missing."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise EdgenesError(
+            f'ONNX files need {error.name}: run pip install "edgenes[onnx]", '
+            "or give a name that ends in .pt2"
+        ) from error
+    any_number = ({0: torch.export.Dim("images")},)
+    program = torch.onnx.export(
+        module,
+        (images[:_EXPORTED_AT_A_TIME],),
+        dynamo=True,
+        dynamic_shapes=any_number,
+        input_names=["images"],
+        output_names=["probabilities"],
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["card.md"] = card
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"images": images.numpy()})
+    return content, torch.from_numpy(probabilities)

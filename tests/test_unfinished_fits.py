@@ -1,0 +1,276 @@
+"""Fits that are stopped and go on, bars that are right, and what fitted ensembles are used for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from edgenes import EdgeNES
+from edgenes.core import EdgenesError
+from edgenes.estimator import fit, unfinished
+from edgenes.estimator.planning import clock_of_budgets
+from edgenes.estimator.unfinished import TrainingCheckpoint
+
+TINY = {"members": 2, "candidates": 3, "search_steps": 4, "epochs": 2, "verbose": 0}
+DIGITS = load_digits()
+IMAGES = (DIGITS.images * 255 / 16).round().astype(np.uint8)
+LABELS = DIGITS.target
+FEW = IMAGES[:200], LABELS[:200]
+
+
+class Stopped(BaseException):
+    """Ends a fit as Ctrl-C does."""
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Lets a fit end at every so many states that it saves, all of which are written."""
+    saved = []
+    real = TrainingCheckpoint.save
+    monkeypatch.setattr(unfinished, "SECONDS_BETWEEN", 0)
+    monkeypatch.setattr(unfinished, "_PATIENCE", 0)
+
+    def stop_every(number):
+        def save(self, state):
+            real(self, state)
+            saved.append(state)
+            if len(saved) % number == 0:
+                raise Stopped
+
+        monkeypatch.setattr(TrainingCheckpoint, "save", save)
+
+    return stop_every
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EdgeNES(members=2, candidates=2, search_steps=16, epochs=12, verbose=0).fit(
+        IMAGES[:900], LABELS[:900]
+    )
+
+
+# ---------------------------------------------------------------- fits that are stopped
+
+
+@pytest.mark.parametrize("strategy", ["independent", "hatch"])
+def test_a_fit_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, stop_at, strategy):
+    parameters = TINY | {"strategy": strategy}
+    expected = EdgeNES(**parameters).fit(*FEW)
+    stop_at(3)
+    stops = 0
+    while True:
+        again = EdgeNES(**parameters)
+        try:
+            again.fit(*FEW, checkpoint=tmp_path / "unfinished")
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 2
+    assert np.array_equal(again.predict_proba(IMAGES), expected.predict_proba(IMAGES))
+    reports = [dict(fitted.report_, spent=None) for fitted in (again, expected)]
+    assert reports[0] == reports[1]
+    again.save(tmp_path / "ensemble")
+    assert os.listdir(tmp_path) == ["ensemble"]
+
+
+def fit_command(root, out, *options):
+    arguments = ["fit", root / "pictures", "--out", root / out, "--quiet", *options]
+    steps = ["--members", 2, "--candidates", 2, "--search-steps", 32, "--epochs", 6]
+    command = [sys.executable, "-m", "edgenes", *map(str, [*arguments, *steps])]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path):
+    for i, (image, label) in enumerate(zip(*FEW)):
+        folder = tmp_path / "pictures" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    kept = tmp_path / "stopped.unfinished"
+    for place, moment in (("search", signal.SIGKILL), ("candidate-1", signal.SIGINT)):
+        process = fit_command(tmp_path, "stopped")
+        while process.poll() is None and not list(kept.glob(f"{place}/epoch-*")):
+            time.sleep(0.02)
+        process.send_signal(moment)
+        _, errors = process.communicate()
+        assert (kept / "fit.json").exists(), errors
+        assert not (tmp_path / "stopped").exists()
+    assert errors.splitlines()[-1] == "edgenes: stopped; start again to go on from here"
+    other = fit_command(tmp_path, "stopped", "--seed", 1)
+    assert "the option seed" in other.communicate()[1]
+    assert other.returncode == 2
+    for out in ("stopped", "whole"):
+        process = fit_command(tmp_path, out)
+        process.communicate()
+        assert process.returncode == 0
+    manifests = [
+        json.loads((tmp_path / out / "ensemble.json").read_text()) for out in ("stopped", "whole")
+    ]
+    assert manifests[0]["files"] == manifests[1]["files"]
+    assert sorted(os.listdir(tmp_path)) == ["pictures", "stopped", "whole"]
+
+
+def test_the_seconds_of_a_stopped_fit_count(tmp_path, stop_at):
+    parameters = {"members": 2, "candidates": 3, "time_budget": 10, "verbose": 0}
+    stop_at(8)
+    start = time.process_time()
+    stops = 0
+    with clock_of_budgets(time.process_time):
+        while True:
+            again = EdgeNES(**parameters)
+            try:
+                again.fit(IMAGES, LABELS, checkpoint=tmp_path / "unfinished")
+                break
+            except Stopped:
+                stops += 1
+                if stops == 3:
+                    stop_at(10**9)
+    seconds = time.process_time() - start
+    assert stops == 3
+    assert 8 < seconds < 13, (seconds, again.report_["spent"])
+    assert sum(spent["seconds"] for spent in again.report_["spent"].values()) < 11
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 3}, "the option epochs"),
+        ({"seed": 1}, "the option seed"),
+        ({"images": IMAGES[1:201]}, "the images or labels"),
+    ],
+)
+def test_the_checkpoint_of_another_fit_is_refused_and_left(tmp_path, stop_at, change, said):
+    stop_at(2)
+    with pytest.raises(Stopped):
+        EdgeNES(**TINY).fit(*FEW, checkpoint=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    images = change.pop("images", FEW[0])
+    with pytest.raises(EdgenesError, match=f"{said} differ"):
+        EdgeNES(**TINY | change).fit(images, FEW[1], checkpoint=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_does_not_end_a_fit(tmp_path, monkeypatch):
+    def full(*_):
+        raise EdgenesError("cannot write x: No space left on device")
+
+    monkeypatch.setattr("edgenes.training.write_atomic", full)
+    with pytest.warns(UserWarning, match="will have to start anew"):
+        fitted = EdgeNES(**TINY).fit(*FEW, checkpoint=tmp_path / "unfinished")
+    assert len(fitted.members_) == 2
+
+
+# ---------------------------------------------------------------- the bar
+
+
+@pytest.mark.parametrize("budget", [{"search_steps": 64, "epochs": 12}, {"time_budget": 12}])
+def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
+    seen = []
+    real = fit.FitProgress.show
+
+    def show(self):
+        real(self)
+        gone = time.process_time() - start
+        left = self.forecast.left() if self.seconds is None else self.seconds - gone
+        seen.append((gone, left, self.bar.n))
+
+    monkeypatch.setattr(fit.FitProgress, "show", show)
+    start = time.process_time()
+    with clock_of_budgets(time.process_time):
+        EdgeNES(members=2, candidates=3, **budget).fit(IMAGES[:900], LABELS[:900])
+    whole = time.process_time() - start
+    shares = [share for *_, share in seen]
+    assert shares == sorted(shares)
+    for gone, left, share in seen:
+        if 0.1 < gone / whole < 0.9:
+            assert 1 / 1.5 < left / (whole - gone) < 1.5, (gone, left, whole)
+            assert abs(share - gone / whole) < 0.15, (gone, share, whole)
+    assert "left]" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- sure and unsure
+
+
+def test_answers_that_are_rejected_are_the_unsure_ones(model):
+    test_images = IMAGES[900:]
+    total = model.predict_uncertainty(test_images).total
+    answers = model.predict(test_images, reject=0.1)
+    assert total[answers.mask].min() > total[~answers.mask].max()
+    assert 0.02 < answers.mask.mean() < 0.3
+    is_right = answers.data == LABELS[900:]
+    assert is_right[~answers.mask].mean() > is_right.mean()
+    assert (answers.data == model.predict(test_images)).all()
+    alone = [bool(np.ma.getmaskarray(model.predict(x[None], reject=0.1))) for x in test_images[:9]]
+    assert alone == answers.mask[:9].tolist()
+    for wrong in (-0.1, 1, "x", True, float("nan")):
+        with pytest.raises(EdgenesError, match="reject is"):
+            model.predict(test_images, reject=wrong)
+
+
+def test_a_temperature_is_kept_wherever_the_ensemble_goes(model, tmp_path):
+    sharper = EdgeNES.load(model.save(tmp_path / "ensemble"))
+    sharper.members_[0].temperature.fill_(0.5)
+    again = EdgeNES.load(sharper.save(tmp_path / "sharper"))
+    expected = sharper.predict_proba(IMAGES)
+    assert not np.allclose(expected, model.predict_proba(IMAGES), atol=1e-3)
+    assert np.array_equal(again.predict_proba(IMAGES), expected)
+    exported = torch.export.load(again.export(tmp_path / "x.pt2")).module()
+    x = torch.from_numpy(IMAGES[:9])[:, None].float() / 255
+    assert np.allclose(exported(x).detach().numpy(), expected[:9], atol=1e-5)
+
+
+def test_without_calibration_logits_stay(model):
+    plain = EdgeNES(**model.get_params() | {"calibrate": False}).fit(IMAGES[:900], LABELS[:900])
+    assert plain.report_["temperature"] == 1
+    assert plain.report_["chosen"] == model.report_["chosen"]
+    gain = plain.report_["validation"]["nll_nats"] - model.report_["validation"]["nll_nats"]
+    assert gain > 0 if model.report_["temperature"] != 1 else gain == 0
+
+
+# ---------------------------------------------------------------- exported files
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("member", [None, 1])
+def test_an_exported_file_takes_any_number_of_images(model, tmp_path, suffix, member):
+    if suffix == ".onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    path = model.export(tmp_path / f"ensemble{suffix}", member)
+    expected = model.predict_proba(IMAGES) if member is None else model.member_proba(IMAGES)[member]
+    for count in (1, 2, 7):
+        x = torch.from_numpy(IMAGES[:count])[:, None].float() / 255
+        if suffix == ".onnx":
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            (answers,) = session.run(None, {"images": x.numpy()})
+            assert "card.md" in session.get_modelmeta().custom_metadata_map
+        else:
+            answers = torch.export.load(path).module()(x).detach().numpy()
+        assert np.allclose(answers, expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("member", [2, -1, 0.5, "0"])
+def test_a_member_that_is_none_is_refused(model, tmp_path, member):
+    with pytest.raises(EdgenesError, match="member is"):
+        model.export(tmp_path / "x.pt2", member)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_ensemble_moves_to_another_device(model, tmp_path):
+    folder = model.save(tmp_path / "ensemble")
+    moved = EdgeNES.load(folder, "cuda")
+    assert moved.members_[0].mean.is_cuda
+    assert np.allclose(moved.predict_proba(IMAGES), model.predict_proba(IMAGES), atol=1e-4)
+    back = EdgeNES.load(moved.save(tmp_path / "moved"), "cpu")
+    assert np.array_equal(back.predict_proba(IMAGES), model.predict_proba(IMAGES))
+    assert moved.export(tmp_path / "x.pt2").exists()
