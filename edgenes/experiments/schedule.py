@@ -111,8 +111,8 @@ def schedule_figure(
     """Gain in validation accuracy over the paper's schedule, and NLL, against the epochs."""
     fig, axes = figure(1, 2, 4.6, 3.6)
     labels = {
-        "val_accuracy_percent": "validation accuracy, beside the paper's schedule (points)",
-        "val_nll_nats": "validation NLL, beside the paper's schedule (nats)",
+        "val_accuracy_percent": "gain in validation accuracy (points)",
+        "val_nll_nats": "change of validation NLL (nats)",
     }
     colours = sns.color_palette("colorblind")
     for ax, (metric, label) in zip(axes, labels.items()):
