@@ -81,7 +81,7 @@ def difference_in_words(
     """A difference with its interval and p."""
     ends = sorted(sign * row[end] for end in ("ci_low", "ci_high"))
     interval = f"95 % interval {ends[0]:+.2f} to {ends[1]:+.2f}, " if pd.notna(ends[0]) else ""
-    return f"{sign * row['difference']:+.2f} {unit} ({interval}p = {row['p_holm']:.2g})"
+    return f"{sign * row['difference']:+.2f} {unit} ({interval}p = {row['p_holm']:.2g} after Holm)"
 
 # %% ../../nbs/report/claims.ipynb #claims0008
 def _control_printed(published: Published) -> str:
@@ -477,7 +477,7 @@ def claims_table(
 def verdict_sentences(
     table: pd.DataFrame,  # of `claims_table`
 ) -> list[str]:
-    """The names of the claims of every verdict that occurs, and how many they are."""
+    """How many claims have each verdict, and their names where runs decide."""
     counts = Counter(table["verdict"])
     words = {
         SUPPORTED: f"Supported ({counts[SUPPORTED]} of {counted(len(table), 'claim')})",
@@ -487,7 +487,9 @@ def verdict_sentences(
     }
     sentences = []
     for verdict, start in words.items():
-        if counts[verdict]:
+        if counts[verdict] and verdict == NOT_RUN:
+            sentences.append(f"{start}.")
+        elif counts[verdict]:
             names = "; ".join(table.loc[table["verdict"] == verdict, "name"])
             sentences.append(f"{start}: {names}.")
     return sentences
