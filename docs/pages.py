@@ -24,7 +24,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = ROOT / "results"
-FIGURES = RESULTS / "cpu" / "figures"  # of the profile that the committed experiments show
+FIGURE_FOLDERS = [RESULTS / profile / "figures" for profile in ("cpu", "cpu-long")]
 NOT_COMMITTED = ("work", "cache", "notebooks", "demo", "smoke", "again", "mine")
 README_PAGES = {"README": "nbs/index", "README.ru": "nbs/index_ru"}  # written from these notebooks
 PIXELS_PER_INCH = 90  # at which the labels of a figure are as large as text
@@ -89,9 +89,10 @@ def alt_text(source: str) -> str:
     if directive := re.search(r"^#\|\s*fig-alt:\s*(.+)$", source, re.MULTILINE):
         return directive[1].strip()
     if figure := re.search(r"""\bfigures?[(\[]["'](\w+)["']""", source):
-        sidecar = FIGURES / f"{figure[1]}.json"
-        if sidecar.is_file():
-            return json.loads(sidecar.read_text(encoding="utf-8"))["caption"]
+        for folder in FIGURE_FOLDERS:
+            sidecar = folder / f"{figure[1]}.json"
+            if sidecar.is_file():
+                return json.loads(sidecar.read_text(encoding="utf-8"))["caption"]
     return ""
 
 
