@@ -44,6 +44,7 @@ FIGURES = {
     "F3_cells",
     "F3_learning",
     "F4",
+    "F5",
     "T1",
     "T2_cost",
     "T2_seeds",
@@ -52,6 +53,8 @@ FIGURES = {
     "ablation",
     "relaxation",
     "shift",
+    "hatch",
+    "schedule",
 }
 
 
@@ -152,7 +155,7 @@ def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
     one_search = seconds["darts"]
     searches = [one_search, 2 * one_search, 0, one_search + seconds["hypernetwork"]]
     assert by_system["search_seconds"].tolist() == pytest.approx(searches)
-    retrainings = [count * seconds["retraining"] for count in (1, 2, 2, 2)]
+    retrainings = [count * seconds["retraining"] for count in (1, 2, 3, 3)]
     assert by_system["retraining_seconds"].tolist() == pytest.approx(retrainings)
     assert after["accuracy_percent"].tolist() == before["accuracy_percent"].tolist()
     assert after["total_seconds"].tolist() != before["total_seconds"].tolist()
@@ -259,7 +262,10 @@ def test_report_of_one_experiment_alone(name, tmp_path):
     """The records of one experiment and seed make its tables; what is absent stops nothing."""
     shutil.copy(RESULTS / "cpu" / "profile.json", tmp_path)
     workspace = RecordedWorkspace(get_profile("cpu"), str(RESULTS / "cpu"), None)
-    progress = Progress(workspace, experiment(name).plans(workspace, 0))
+    plans = experiment(name).plans(workspace, 0)
+    if not plans:
+        pytest.skip("the profile cpu has no runs of it")
+    progress = Progress(workspace, plans)
     assert progress.missing() == []
     (tmp_path / "runs").mkdir()
     for task in progress.known:
@@ -329,7 +335,8 @@ def test_report_says_what_the_records_say():
     report = texts_shown(ROOT / "nbs" / "reading" / "report.ipynb")
     records = Records(RESULTS / "cpu")
     for name in EXPERIMENTS:
-        for sentence in experiment(name).result(records, published_figures(ROOT)).sentences:
+        result = experiment(name).result(records, published_figures(ROOT))
+        for sentence in result.sentences if result else ():
             assert sentence in report, (name, sentence)
 
 
@@ -352,8 +359,8 @@ def test_cpu_and_paper_differ_in_numbers_alone():
             return [without_numbers(inner) for inner in value]
         return "number" if isinstance(value, (int, float)) or value is None else value
 
-    cpu = without_numbers(asdict(PROFILES["cpu"]) | {"name": ""})
-    paper = without_numbers(asdict(PROFILES["paper"]) | {"name": ""})
+    cpu = without_numbers(asdict(PROFILES["cpu"]) | {"name": "", "systems": ()})
+    paper = without_numbers(asdict(PROFILES["paper"]) | {"name": "", "systems": ()})
     assert cpu == paper
 
 
@@ -367,7 +374,7 @@ def test_command_line_runs_the_method(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (results / "tables" / "T2.csv").read_text().splitlines()
     assert lines[0].startswith("system,n,accuracy_percent,accuracy_sd")
-    assert len(lines) == 14
+    assert len(lines) == 1 + len(PROFILES["smoke"].systems)
     assert {path.stem for path in (results / "figures").glob("*.png")} == FIGURES
     for kind in ("png", "svg"):
         assert (results / "figures" / f"F3.{kind}").stat().st_size > 1000
