@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import comb, inf
 from typing import Any
 
@@ -153,8 +154,9 @@ def _greedy(
     labels: Tensor,
     n: int,
     criterion: str,
-    width: int,  # how many partial ensembles are kept
-    repeat: bool,  # whether a candidate may come twice
+    beam_width: int,  # how many partial ensembles are kept
+    *,
+    repeat: bool = False,  # whether a candidate may come twice
 ) -> tuple[float, tuple[int, ...], int]:
     """Ensembles that grow by one member per round."""
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
@@ -168,7 +170,7 @@ def _greedy(
                 if (repeat or candidate not in chosen) and members not in costs:
                     costs[members] = subset_cost(total + probs[candidate], size, labels, criterion)
         evaluated += len(costs)
-        beams = sorted((cost, members) for members, cost in costs.items())[:width]
+        beams = sorted((cost, members) for members, cost in costs.items())[:beam_width]
     cost, members = beams[0]
     return cost, members, evaluated
 
@@ -178,39 +180,19 @@ def _forward(
     labels: Tensor,
     n: int,
     criterion: str,
-    beam_width: int,  # not used
+    beam_width: int,  # not used: one partial ensemble is kept
+    *,
+    repeat: bool,  # whether a candidate may come twice
 ) -> tuple[float, tuple[int, ...], int]:
-    """Forward selection with replacement."""
-    return _greedy(probs, labels, n, criterion, width=1, repeat=True)
-
-
-def _forward_distinct(
-    probs: Tensor,
-    labels: Tensor,
-    n: int,
-    criterion: str,
-    beam_width: int,  # not used
-) -> tuple[float, tuple[int, ...], int]:
-    """Forward selection without replacement."""
-    return _greedy(probs, labels, n, criterion, width=1, repeat=False)
-
-
-def _beam(
-    probs: Tensor,
-    labels: Tensor,
-    n: int,
-    criterion: str,
-    beam_width: int,
-) -> tuple[float, tuple[int, ...], int]:
-    """Beam search without replacement."""
-    return _greedy(probs, labels, n, criterion, width=beam_width, repeat=False)
+    """Forward selection."""
+    return _greedy(probs, labels, n, criterion, 1, repeat=repeat)
 
 
 RULES: dict[str, Rule] = {
     "exhaustive": _exhaustive,
-    "forward": _forward,
-    "forward-distinct": _forward_distinct,
-    "beam": _beam,
+    "forward": partial(_forward, repeat=True),
+    "forward-distinct": partial(_forward, repeat=False),
+    "beam": _greedy,
 }
 
 # %% ../nbs/method/20_ensembles.ipynb #38b7010

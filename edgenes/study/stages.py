@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..core import EdgenesError
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..retraining import RetrainSettings
+from .profiles import Profile
 from .tasks import Retraining
 
 # %% auto #0
 __all__ = ['MEMBERS_SHARE', 'PATH_STEPS', 'StageEpochs', 'split_epochs', 'trunk', 'hatched', 'snapshots', 'averaged',
-           'independent', 'widened', 'nearest']
+           'independent', 'widened', 'trainings_of', 'nearest']
 
 # %% ../../nbs/study/stages.ipynb #stages005
 MEMBERS_SHARE = 0.4  # of all epochs, for the members together
@@ -139,6 +141,40 @@ def widened(
     network = replace(settings.network, channels=2 * settings.network.channels)
     own = replace(settings, network=network, epochs=max(1, round(percent / 100 * epochs)))
     return (Retraining(1000 * seed, genotype, own),)
+
+# %% ../../nbs/study/stages.ipynb #stagesnamedc
+def trainings_of(
+    system: str,  # EdgeNES-hatch, EdgeNES, DeepEns-hatch, DeepEns, Snapshots, SWA, One or One-wide
+    profile: Profile,  # its retraining, number of members, and what a wide network costs
+    optimum: Genotype,  # alpha*
+    genotypes: Sequence[Genotype],  # of the hypernetwork; not used by systems of alpha* alone
+    seed: int,  # of the run
+    epochs: int,  # T
+) -> tuple[Retraining, ...]:
+    """The trainings by which a system spends T epochs. `EdgenesError` for an unknown system."""
+    settings = profile.budget.retrain
+    members = profile.budget.members
+    copies = [optimum] * members
+    match system:
+        case "EdgeNES-hatch":
+            return hatched(settings, optimum, genotypes, seed, epochs)
+        case "EdgeNES":
+            return independent(settings, genotypes, seed, epochs)
+        case "DeepEns-hatch":
+            return hatched(settings, optimum, copies, seed, epochs)
+        case "DeepEns":
+            return independent(settings, copies, seed, epochs)
+        case "Snapshots":
+            return snapshots(settings, optimum, seed, epochs, members)
+        case "SWA":
+            return averaged(settings, optimum, seed, epochs, members)
+        case "One":
+            return independent(settings, [optimum], seed, epochs)
+        case "One-wide":
+            return widened(settings, optimum, seed, epochs, profile.sizes.wide_percent)
+    raise EdgenesError(
+        f"{system!r} does not train in stages: use One, Snapshots, EdgeNES-hatch, ..."
+    )
 
 # %% ../../nbs/study/stages.ipynb #stages014
 PATH_STEPS = 20  # of lambda, per edge

@@ -18,7 +18,7 @@ from ..hypernetwork import Hypernetwork
 from ..neighbours import deviate, random_genotype
 from .profiles import Profile
 from .records import Record
-from .stages import averaged, hatched, independent, nearest, snapshots, widened
+from .stages import nearest, trainings_of
 from edgenes.study.tasks import (
     DartsSearch,
     EnsembleRun,
@@ -290,34 +290,19 @@ def _screened_pool(workspace: Workspace, seed: int) -> Plan:
 def _staged_pool(workspace: Workspace, seed: int, system: str) -> Plan:
     """The members of a system that trains alpha*, or what hatches from it, in stages."""
     profile = workspace.profile
-    settings = profile.budget.retrain
-    members = profile.budget.members
-    epochs = profile.budget.candidates * settings.epochs
-    if system == "EdgeNES-hatch":
+    epochs = profile.budget.candidates * profile.budget.retrain.epochs
+    genotypes: list[Genotype] = []
+    if "hypernetwork" in _ALL_SYSTEMS[system].searches:
         parts = yield from trained(workspace, seed)
-        genotypes = nearest(parts.hypernetwork, members)
-        trainings = hatched(settings, parts.optimum, genotypes, seed, epochs)
-        return _pool_of(trainings, parts.search_seconds)
-    (optimum,), (darts,) = yield from searched(workspace, seed)
-    match system:
-        case "DeepEns-hatch":
-            trainings = hatched(settings, optimum, [optimum] * members, seed, epochs)
-        case "Snapshots":
-            trainings = snapshots(settings, optimum, seed, epochs, members)
-        case "SWA":
-            trainings = averaged(settings, optimum, seed, epochs, members)
-        case "One":
-            trainings = independent(settings, [optimum], seed, epochs)
-        case _:
-            percent = profile.sizes.wide_percent
-            trainings = widened(settings, optimum, seed, epochs, percent)
-    return _pool_of(trainings, darts["seconds"]["search"])
-
-
-def _pool_of(trainings: Sequence[Retraining], search_seconds: float) -> Pool:
-    """The pool that some trainings make."""
+        optimum = parts.optimum
+        seconds = parts.search_seconds
+        genotypes = nearest(parts.hypernetwork, profile.budget.members)
+    else:
+        (optimum,), (darts,) = yield from searched(workspace, seed)
+        seconds = darts["seconds"]["search"]
+    trainings = trainings_of(system, profile, optimum, genotypes, seed, epochs)
     candidates = tuple(Candidate(training.genotype, training.seed) for training in trainings)
-    return Pool(candidates, search_seconds, tuple(trainings))
+    return Pool(candidates, seconds, trainings)
 
 # %% ../../nbs/study/systems.ipynb #sys0014
 @dataclass(frozen=True, kw_only=True)
