@@ -245,7 +245,7 @@ _PAPER = Profile(
         retrain=RetrainSettings(epochs=50),
         candidates=10,
     ),
-    sizes=StudySizes(deep_pool=14, free_pool=16, seeds=7),
+    sizes=StudySizes(deep_pool=14, free_pool=16, snapshots=3, seeds=7),
 )
 
 PROFILES = {profile.name: profile for profile in (_SMOKE, _DEMO, _CPU, _CPU_LONG, _PAPER)}
