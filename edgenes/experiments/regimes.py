@@ -178,6 +178,7 @@ def regimes_figure(
         "gain_points": ("gain over a member (points)", ".1f"),
         "disagreement": ("disagreement of two members", ".2f"),
     }
+    sharing = f"edges shared with alpha* ({table['lambda'].max():.0f}: copies of it)"
     for ax, (column, (title, form)) in zip(axes.flat, panels.items()):
         grid = table.pivot(index="epochs", columns="lambda", values=column)
         grid.columns = grid.columns.astype(int)
@@ -191,7 +192,7 @@ def regimes_figure(
             cbar=False,
             annot_kws={"fontsize": 8},
         )
-        ax.set(title=title, xlabel="shared edges (most: copies of alpha*)", ylabel="epochs")
+        ax.set(title=title, xlabel=sharing, ylabel="epochs")
     return fig
 
 # %% ../../nbs/experiments/regimes.ipynb #reg020
