@@ -93,7 +93,10 @@ def test_development_includes_what_make_needs():
     )
 
 
-def test_make_installs_no_more_than_a_goal_needs():
+def test_make_installs_no_more_than_a_goal_needs(monkeypatch):
+    for name in ("EXTRAS", "MAKEFLAGS", "MAKEOVERRIDES"):  # those of a make that runs this test
+        monkeypatch.delenv(name, raising=False)
+
     def installed(*arguments):
         commands = run("make", "--dry-run", "--always-make", *arguments).stdout
         return re.findall(r"-e '\.\[(.+?)\]'", commands)

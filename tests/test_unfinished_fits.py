@@ -193,8 +193,8 @@ def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
     assert shares == sorted(shares)
     between = [moment for moment in seen if 0.1 < moment[0] / whole < 0.9]
     ratios = [left / (whole - gone) for gone, left, _ in between]
-    close = [1 / 1.5 < ratio < 1.5 for ratio in ratios]
-    assert np.mean(close) > 0.6, ratios
+    close = [1 / 2 < ratio < 2 for ratio in ratios]
+    assert np.mean(close) > 0.8, ratios
     assert 1 / 2.5 < min(ratios) <= max(ratios) < 2.5, ratios
     assert all(abs(share - gone / whole) < 0.25 for gone, _, share in between), between
     assert "left]" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from edgenes.study.tasks import (
     Retraining,
     Screening,
     ShiftRun,
+    Trial,
     candidates_of,
     genotype_of,
     hypernetwork_of,
@@ -75,8 +76,7 @@ def _best_of_each(
     settings = replace(workspace.profile.budget.retrain, epochs=TRIAL_EPOCHS)
     genotypes = [optimum_of(record, space) for record in records]
     trials = yield [
-        Retraining(1000 * seed + place, genotype, settings)
-        for place, genotype in enumerate(genotypes)
+        Trial(1000 * seed + place, genotype, settings) for place, genotype in enumerate(genotypes)
     ]
     optima = workspace.profile.sizes.optima
     best = []

@@ -59,7 +59,8 @@ from ..training import DiskCheckpoint, describe_settings
 __all__ = ['VARIANTS', 'Outcome', 'KINDS', 'Plan', 'Variant', 'varied_settings', 'space_of', 'Task', 'register', 'genotype_of',
            'candidates_of', 'optimum_of', 'optimum_in', 'hypernetwork_of', 'claimed', 'checkpoint_of', 'run_task',
            'RerunWarning', 'weights_or_rerun', 'DartsSearch', 'HypernetworkTraining', 'screened_lambdas',
-           'inherited_loss', 'Screening', 'Retraining', 'retrainings_of', 'Evolution', 'EnsembleRun', 'ShiftRun']
+           'inherited_loss', 'Screening', 'Retraining', 'retrainings_of', 'Trial', 'Evolution', 'EnsembleRun',
+           'ShiftRun']
 
 # %% ../../nbs/study/tasks.ipynb #5dc9005
 @dataclass(frozen=True, kw_only=True)
@@ -760,6 +761,14 @@ def retrainings_of(
 ) -> list[Retraining]:
     """The retraining of each candidate from scratch, in their order."""
     return [Retraining(seed, genotype) for genotype, seed in candidates]
+
+# %% ../../nbs/study/tasks.ipynb #a0709360
+@dataclass(frozen=True)
+class Trial(Retraining):
+    """A retraining of which the record alone is read: it counts as done without predictions."""
+
+    def done(self, workspace: Workspace) -> Record | None:
+        return Task.done(self, workspace)
 
 # %% ../../nbs/study/tasks.ipynb #5dc9024
 @register
