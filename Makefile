@@ -46,7 +46,7 @@ test: $(READY_DEV) ## format and lint, run the notebooks of the library as tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 readme: $(READY_DEV) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
-	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
+	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' | cat -s > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
 
 site: $(READY_DEV) ## write all notebooks, reports and docstrings as HTML with search into _site/, without running them
 	rm -rf _site

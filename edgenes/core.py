@@ -11,14 +11,14 @@ import os
 import tempfile
 from numbers import Integral, Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import; a help text or an error should not wait for it
 
 # %% auto #0
-__all__ = ['EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'write_atomic', 'write_json',
-           'read_json', 'content_hash']
+__all__ = ['EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'write_atomic', 'redraws',
+           'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/method/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
@@ -139,6 +139,13 @@ def write_atomic(
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+# %% ../nbs/method/00_core.ipynb #corebar
+def redraws(
+    stream: TextIO,  # such as `sys.stderr`
+) -> bool:
+    """Whether a line on this stream can be drawn again: on a terminal or in a notebook."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel")
 
 # %% ../nbs/method/00_core.ipynb #29d2022
 def write_json(

@@ -58,9 +58,9 @@ class DiscreteCell(nn.Module):
                 state = self.pre0(before)
             else:
                 state = cast(FactorizedReduce, self.pre0).reduce(pixels)
-            outputs |= self._edges_from(0, state)
+            outputs.update(self._edges_from(0, state))
         if 1 in self.sources:
-            outputs |= self._edges_from(1, self.pre1(previous))
+            outputs.update(self._edges_from(1, self.pre1(previous)))
         nodes = []
         for node in self.nodes:
             terms = []
@@ -73,7 +73,7 @@ class DiscreteCell(nn.Module):
                 terms.append(output)
             state = dense(sum(terms[1:], terms[0]))
             nodes.append(state)
-            outputs |= self._edges_from(node, state)
+            outputs.update(self._edges_from(node, state))
         return torch.cat(nodes, 1)
 
     def _edges_from(self, source: int, state: Tensor) -> dict[int, Tensor]:

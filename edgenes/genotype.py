@@ -84,9 +84,14 @@ def add_operation(
     ADDED_OPERATIONS[name] = build
 
 # %% ../nbs/method/04_genotype.ipynb #39d1007
-def _check_names(values: object, what: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _check_names(
+    values: object,
+    what: str,  # they name, for messages
+    allowed: tuple[str, ...],
+    hint: str = "",  # ends messages
+) -> tuple[str, ...]:
     """`values` as a tuple of one or more different names out of `allowed`."""
-    remedy = f"list one or more of {', '.join(allowed)}"
+    remedy = f"list one or more of {', '.join(allowed)}{hint}"
     if not isinstance(values, (list, tuple)) or not values:
         raise EdgenesError(f"{what} is {shown(values)} or empty: {remedy}")
     for name in values:
@@ -141,7 +146,10 @@ class SearchSpace:
         inputs_per_node = check_int(self.inputs_per_node, "inputs_per_node", 1, 2)
         cell_types = _check_names(self.cell_types, "cell_types", CELL_TYPES)
         known = (*OPERATIONS, *ADDED_OPERATIONS)
-        operations = _check_names(self.operations, "operations", known)
+        hint = (
+            "" if "conv_3x3" in known else " (conv_3x3: import edgenes.operations, which adds it)"
+        )
+        operations = _check_names(self.operations, "operations", known, hint)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "inputs_per_node", inputs_per_node)
         object.__setattr__(self, "cell_types", tuple(sorted(cell_types)))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .ensembles import check_probs
@@ -139,6 +138,8 @@ def fit_temperature(
     def nll(log_temperature: float) -> float:
         scaled_logits = logits / np.exp(log_temperature)
         return torch.nn.functional.cross_entropy(scaled_logits, labels).item()
+
+    from scipy.optimize import minimize_scalar  # takes longer to load than most that is done here
 
     fit = minimize_scalar(
         nll,

@@ -18,8 +18,8 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['MARGINS', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction', 'holm', 'verdict',
-           'mixed_model', 'components', 'auc', 'calibration_error', 'spearman']
+__all__ = ['MARGINS', 'LEVEL', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction', 'holm',
+           'least_p_holm', 'verdict', 'mixed_model', 'components', 'auc', 'calibration_error', 'spearman']
 
 # %% ../nbs/method/22_statistics.ipynb #e94d005
 def _finite_array(values: Any, name: str = "values") -> np.ndarray:
@@ -231,6 +231,19 @@ def holm(
         p_equivalent_holm=holm_correction(table["p_equivalent"]),
     )
 
+
+LEVEL = 0.05  # of all tests
+
+
+def least_p_holm(
+    table: pd.DataFrame,  # rows of `paired_tests` that are one family
+) -> np.ndarray:  # (rows,)
+    """The least p after Holm's correction that each row could have had with its number of pairs.
+
+    A corrected p never rises where another p of its family falls, so the least p give it.
+    """
+    return holm_correction(table["p_least"])
+
 # %% ../nbs/method/22_statistics.ipynb #e94d011b
 def _counted(count: int, noun: str) -> str:
     """1 pair, 2 pairs."""
@@ -238,57 +251,83 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _findings(table: pd.DataFrame, reference: str, unit: str, what: str) -> str:
-    """The differences that the tests find, or the largest one where they find none."""
+    """The significant differences, or the largest one where there is none."""
 
     def effect(row: pd.Series) -> str:
         interval = f"{row['ci_low']:+.2g} to {row['ci_high']:+.2g}"
-        return (
-            f"{row.iloc[0]} {row['difference']:+.2g} {unit} ({interval}, p = {row['p_holm']:.2g})"
-        )
+        return f"{row['difference']:+.2g} {unit}, 95 % interval {interval}, p = {row['p_holm']:.2g}"
 
-    pairs = _counted(int(table["n"].min()), "pair")
-    comparisons = _counted(len(table), "comparison")
-    tests = (
-        f"Paired permutation tests of {what} against {reference} "
-        f"(n = {pairs}, {comparisons}, p after Holm's correction, 95 % intervals)"
-    )
-    different = table[table["p_holm"] < 0.05]
-    if len(different):
-        effects = ", ".join(effect(row) for _, row in different.iterrows())
-        return f"{tests} find a difference for {effects}."
+    def named(row: pd.Series) -> str:
+        return f"{row.iloc[0]} ({effect(row)})"
+
+    different = [row for _, row in table.iterrows() if row["p_holm"] < LEVEL]
     largest = table.loc[table["difference"].abs().idxmax()]
-    return f"{tests} find no difference at 5 %; the largest is {effect(largest)}."
+    if len(table) == 1:
+        is_found = "is" if different else "is not"
+        return (
+            f"The difference of {largest.iloc[0]} from {reference} in {what} {is_found} "
+            f"significant: {effect(largest)}."
+        )
+    comparisons = f"{_counted(len(table), 'comparison')} of {what} with {reference}"
+    if not different:
+        return (
+            f"None of {comparisons} is significant; the largest difference is that of "
+            f"{named(largest)}."
+        )
+    if len(different) == 1:
+        row = different[0]
+        return f"Of {comparisons} only that of {row.iloc[0]} is significant ({effect(row)})."
+    effects = ", ".join(map(named, different))
+    return f"Of {comparisons} {len(different)} are significant: {effects}."
 
 
-def _limits(table: pd.DataFrame, unit: str) -> list[str]:
-    """What the tests could not find, and what they would find in most cases."""
-    sentences = []
-    comparisons = len(table)
+def _tests(table: pd.DataFrame) -> str:
+    """Which tests these were."""
     pairs = _counted(int(table["n"].min()), "pair")
-    least = float(table["p_least"].max())
-    if comparisons * least > 0.05:
-        corrected = min(1.0, comparisons * least)
-        sentences.append(
-            f"They could not have found one: with {pairs} no p is below {least:.2g}, "
-            f"which is {corrected:.2g} after the correction."
-        )
+    if len(table) == 1:
+        return f"(Paired permutation test on {pairs}.)"
+    return f"(Paired permutation tests on {pairs}, p after Holm's correction.)"
+
+
+def _unit_of(number: float, unit: str) -> str:
+    """A number to two digits with its unit: 1 point, 1.8 points."""
+    text = f"{number:.2g}"
+    return f"{text} {unit.removesuffix('s') if text == '1' else unit}"
+
+
+def _out_of_reach(table: pd.DataFrame) -> list[str]:
+    """That so few pairs could not have made any difference significant, where it is so."""
+    least = least_p_holm(table).min()
+    if least < LEVEL:
+        return []
+    corrected = f", and {least:.2g} after the correction" if len(table) > 1 else ""
+    pairs = _counted(int(table["n"].min()), "pair")
+    return [
+        f"With {pairs} none could have been: the least possible p is "
+        f"{table['p_least'].min():.2g}{corrected}."
+    ]
+
+
+def _power(table: pd.DataFrame, unit: str) -> list[str]:
+    """Which difference would be found in most cases."""
     detectable = table["smallest_difference"].median()
-    if np.isfinite(detectable):
-        scatter = ""
-        if comparisons > 1:
-            scatter = f" (the median over the {comparisons} comparisons, which scatter differently)"
-        sentences.append(
-            f"A t-test on {pairs} finds a difference of {detectable:.2g} {unit} "
-            f"in 80 % of cases{scatter}."
-        )
-    return sentences
+    if not np.isfinite(detectable):
+        return []
+    pairs = _counted(int(table["n"].min()), "pair")
+    scatter = " (the median over the comparisons)" if len(table) > 1 else ""
+    return [
+        f"A t-test on {pairs} would find a difference of {_unit_of(detectable, unit)} "
+        f"in 80 % of cases{scatter}."
+    ]
 
 
 def _equivalence(table: pd.DataFrame, unit: str) -> str:
     """Which rows are shown to be equivalent to the reference."""
     margin = table["margin"].iloc[0]
-    within = f"within {margin:g} {unit if margin != 1 else unit.removesuffix('s')}"
-    equivalent = table[table["p_equivalent_holm"] < 0.05]
+    within = f"within {_unit_of(margin, unit)}"
+    equivalent = table[table["p_equivalent_holm"] < LEVEL]
+    if len(table) == 1:
+        return f"Equivalence {within} is {'' if len(equivalent) else 'not '}shown."
     if not len(equivalent):
         return f"None is shown to be equivalent {within}."
     names = ", ".join(map(str, equivalent.iloc[:, 0]))
@@ -304,7 +343,9 @@ def verdict(
     """What a family of paired tests found, what it could have found, and what is equivalent."""
     sentences = [
         _findings(table, reference, unit, what),
-        *_limits(table, unit),
+        *_out_of_reach(table),
+        _tests(table),
+        *_power(table, unit),
         _equivalence(table, unit),
     ]
     return " ".join(sentences)

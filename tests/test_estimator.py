@@ -191,7 +191,7 @@ def test_what_is_not_read_in_a_folder_is_noted(folder_of_pictures, tmp_path, cap
         "pictures beside the class folders: 1, first loose.png; left out; put them into a class",
         "files that are no pictures: 1, first cat/notes.txt; left out",
     ]
-    assert model.report_["notes"][:2] == notes
+    assert [note for note in model.report_["notes"] if "left out" in note] == notes
     assert model.report_["images"] == {"train": 9, "val": 3}
     assert f"note: {notes[0]}" in capsys.readouterr().out
     card = (model.save(tmp_path / "ensemble") / "README.md").read_text()
@@ -201,7 +201,8 @@ def test_what_is_not_read_in_a_folder_is_noted(folder_of_pictures, tmp_path, cap
 def test_a_picture_that_cannot_be_read_is_left_out(folder_of_pictures):
     (folder_of_pictures / "dog" / "broken.png").write_text("no picture")
     model = EdgeNES(**TINY).fit(folder_of_pictures)
-    assert model.report_["notes"][0].startswith("pictures that cannot be read: 1, first dog/broken")
+    faults = "pictures that cannot be read: 1, first dog/broken"
+    assert any(note.startswith(faults) for note in model.report_["notes"])
     assert sum(model.report_["images"].values()) == 12
 
 

@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from project import ROOT, name_of, notebooks, project_files, run
 
 from edgenes.experiments.registry import EXPERIMENTS
+from edgenes.report.readme import leading_profile
+from edgenes.report.verdicts import counts_sentence
 
 LONGEST_OUTPUT = 60
 # Experiments that papermill runs; the registry lies beside them and is none.
@@ -155,6 +158,20 @@ def test_experiments_run_as_committed_without_data_and_without_training(path, tm
     assert run("git", "status", "--porcelain", "results").stdout == before
 
 
+@pytest.mark.parametrize("path", EXPERIMENT_NOTEBOOKS, ids=lambda path: path.stem)
+def test_tables_of_an_answer_have_words_for_headers(path):
+    """Before the section on how it was run, where tables are those of the result."""
+    names = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if re.match(r"## How it was ", cell.source):
+            break
+        for output in cell.get("outputs", []):
+            names += re.findall(
+                r"<th[^>]*>([^<]*)</th>", output.get("data", {}).get("text/html", "")
+            )
+    assert not [name for name in names if "_" in name]
+
+
 # ---------------------------------------------------------------- README
 
 
@@ -170,7 +187,9 @@ def test_readme_is_the_index_notebook(language):
     command = [sys.executable, "-m", "nbconvert", "--to", "markdown", "--no-input", "--stdout"]
     markdown = run(*command, index).stdout
     readme = (ROOT / name).read_text(encoding="utf-8")
-    assert readme == markdown.replace("](../", "]("), "run make readme"
+    without_gaps = re.sub(r"\n{3,}", "\n\n", markdown)  # an output stands between blank lines
+    assert readme == without_gaps.replace("](../", "]("), "run make readme"
+    assert len(readme.splitlines()) <= 120
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)", readme)]
     files = [target for target in targets if target and ":" not in target]
     missing = [file for file in files if not (ROOT / file).exists()]
@@ -211,3 +230,15 @@ def test_paragraphs_of_readme_are_short(language):
     prose = re.sub(r"(?s)```.*?```", "", prose_of(language))
     longest = max(re.split(r"\n\n|\n(?=[-|])", prose), key=len)
     assert len(longest) <= 500, longest
+
+
+def test_readme_summary_and_report_count_the_verdicts_alike():
+    folder = ROOT / "results" / leading_profile(ROOT / "results")
+    counts = counts_sentence(pd.read_csv(folder / "tables" / "claims.csv"))
+    shown = {
+        "README.md": (ROOT / "README.md").read_text(encoding="utf-8"),
+        "report.html": (folder / "report.html").read_text(encoding="utf-8"),
+        "summary": (ROOT / "nbs" / "reading" / "summary.ipynb").read_text(encoding="utf-8"),
+        "report": (ROOT / "nbs" / "reading" / "report.ipynb").read_text(encoding="utf-8"),
+    }
+    assert [name for name, text in shown.items() if counts not in text] == []

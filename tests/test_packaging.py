@@ -49,6 +49,19 @@ def test_hosted_checks_call_the_script_of_this_project():
     assert ".ci/run" in commands
 
 
+def test_hosted_checks_run_every_supported_python():
+    jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
+    others = jobs["versions"]["strategy"]["matrix"]["include"]
+    versions = [entry["python"] for entry in others]
+    for step in jobs["tests"]["steps"]:
+        versions += [value for name, value in step.get("with", {}).items() if "python" in name]
+    classified = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', read("pyproject.toml"))
+    assert sorted(versions) == sorted(classified)
+    lowest = re.search(r'^requires-python = ">=(3\.\d+)"', read("pyproject.toml"), re.M)[1]
+    oldest = [entry["python"] for entry in others if entry["resolution"] == "lowest-direct"]
+    assert oldest == [lowest]
+
+
 def test_binder_installs_the_package_with_what_notebooks_need():
     dependencies = yaml.safe_load(read(".binder/environment.yml"))["dependencies"]
     assert f"python={PYTHON_OF_BINDER}" in dependencies

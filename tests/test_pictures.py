@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from edgenes import EdgeNES
 from edgenes.cli import images as commands
-from edgenes.cli.main import app
+from edgenes.cli.main import app, main
 from edgenes.core import EdgenesError
 from edgenes.estimator import estimator, places
 from edgenes.estimator.pictures import Conversion, PictureSettings, check_folder, read_pictures
@@ -507,6 +507,20 @@ def test_one_name_in_two_forms_is_one_class():
     assert not any("look alike" in note for note in model.report_["notes"])
 
 
+def test_a_class_name_that_is_no_text_is_refused_at_once(tmp_path):
+    names = ("a", os.fsdecode(b"caf\xe9"))
+    for name in names:
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            arrow().save(tmp_path / name / f"{i}.png")
+    _, problems = check_folder(tmp_path, PictureSettings())
+    (problem,) = [problem for problem in problems if problem.is_refused]
+    assert "no text in UTF-8: 1, first 'caf\\udce9'; refused; rename" in problem.note
+    assert "rename the folder" in refusal("fit", tmp_path, "--out", tmp_path.parent / "out")
+    with pytest.raises(EdgenesError, match="rename it"):
+        EdgeNES(**TINY).fit(tmp_path)
+
+
 def test_names_that_look_alike_are_told():
     labels = np.array(["cat", "Cat", "dog"])[np.arange(24) % 3]
     model = EdgeNES(**TINY).fit(IMAGES, labels)
@@ -672,3 +686,34 @@ finally:
     assert process.stderr.startswith("edgenes: ")
     assert process.stderr.count("\n") == 1
     assert process.stdout == "False\n"
+
+
+def test_a_fit_says_what_it_does_before_libraries_are_loaded(faults, tmp_path):
+    code = f"""
+import sys
+sys.argv = ["edgenes", "fit", {str(faults[0])!r}]
+from edgenes.cli import images
+from edgenes.cli.main import main
+
+def say(what):
+    sys.exit(f"{{what}}, {{'torch' in sys.modules}}")
+
+images.say_at_once = say
+main()
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert process.stderr == "reading pictures, False\n"
+
+
+@pytest.mark.parametrize("what", ["torchvision::nms", "other"])
+def test_libraries_that_do_not_fit_together_are_told(what, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError(f"operator {what} does not exist")
+
+    monkeypatch.setattr(commands, "_saved_folder", broken)
+    monkeypatch.setattr(sys, "argv", ["edgenes", "sample", "x", "--lambda", "1"])
+    with pytest.raises(SystemExit if what != "other" else RuntimeError):
+        main()
+    assert ("install both from one index" in capsys.readouterr().err) == (what != "other")

@@ -5,6 +5,7 @@ from project import ROOT
 from sklearn.datasets import load_digits
 
 from edgenes import EdgeNES
+from edgenes.core import read_json
 
 FOLDER = ROOT / "results" / "release" / "digits"
 BYTES = 5_000_000
@@ -23,7 +24,10 @@ def test_it_is_small_and_has_its_card():
 def test_it_knows_the_digits_that_it_was_not_trained_on(model):
     digits = load_digits()
     images = (digits.images * 15).astype("uint8")
-    assert model.score(images[1500:], digits.target[1500:]) > 0.96
+    accuracy = model.score(images[1500:], digits.target[1500:])
+    assert accuracy > 0.96
+    measured = read_json(FOLDER.parent / "measured.json")
+    assert abs(accuracy - measured["test_accuracy"]) < 1 / measured["test_images"]
 
 
 def test_it_was_trained_as_readme_says(model):

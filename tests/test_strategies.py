@@ -15,7 +15,13 @@ from sklearn.datasets import load_digits
 from edgenes import EdgeNES
 from edgenes.algorithm import Candidate
 from edgenes.core import EdgenesError, content_hash
-from edgenes.estimator.fit import FitProgress, Training, near_optimum, train_candidate
+from edgenes.estimator.fit import (
+    FitProgress,
+    Training,
+    load_metrics,
+    near_optimum,
+    train_candidate,
+)
 from edgenes.estimator.members import FitParameters
 from edgenes.estimator.planning import (
     HATCHING_PASSES,
@@ -163,13 +169,14 @@ def test_an_ensemble_that_was_saved_without_a_strategy_is_read(hatched, tmp_path
 @pytest.mark.parametrize("strategy", ["auto", "independent", "hatch"])
 def test_time_budget_is_kept_by_every_strategy(strategy):
     """Within a tenth in both directions, by the seconds of the process."""
+    load_metrics()
     start = time.process_time()
     model = EdgeNES(members=3, candidates=4, time_budget=12, strategy=strategy, verbose=0)
     with clock_of_budgets(time.process_time):
         model.fit(IMAGES, LABELS)
     seconds = time.process_time() - start
     assert 10.8 <= seconds <= 13.2, (seconds, model.report_["spent"])
-    assert "passes of one network" in model.report_["notes"][0]
+    assert any("passes of one network" in note for note in model.report_["notes"])
     if strategy != "auto":
         assert model.report_["strategy"] == strategy
 

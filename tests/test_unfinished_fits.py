@@ -105,9 +105,11 @@ def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path):
         _, errors = process.communicate()
         assert (kept / "fit.json").exists(), errors
         assert not (tmp_path / "stopped").exists()
-    assert errors.splitlines()[-1] == "edgenes: stopped; start again to go on from here"
-    other = fit_command(tmp_path, "stopped", "--seed", 1)
-    assert "the option seed" in other.communicate()[1]
+    assert process.returncode == 130
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"edgenes: stopped; to go on from here: edgenes fit {tmp_path}/pictures")
+    other = fit_command(tmp_path, "stopped", "--seed", 1, "--balanced")
+    assert "class_weight was None and is 'balanced'; seed was 0 and is 1" in other.communicate()[1]
     assert other.returncode == 2
     for out in ("stopped", "whole"):
         process = fit_command(tmp_path, out)
@@ -123,6 +125,7 @@ def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path):
 def test_the_seconds_of_a_stopped_fit_count(tmp_path, stop_at):
     parameters = {"members": 2, "candidates": 3, "time_budget": 10, "verbose": 0}
     stop_at(8)
+    fit.load_metrics()
     start = time.process_time()
     stops = 0
     with clock_of_budgets(time.process_time):
@@ -144,9 +147,9 @@ def test_the_seconds_of_a_stopped_fit_count(tmp_path, stop_at):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"epochs": 3}, "the option epochs"),
-        ({"seed": 1}, "the option seed"),
-        ({"images": IMAGES[1:201]}, "the images or labels"),
+        ({"epochs": 3}, "epochs was 2 and is 3"),
+        ({"seed": 1, "time_budget": 9.0}, "seed was 0 and is 1; time_budget was None and is 9.0"),
+        ({"images": IMAGES[1:201]}, "the images or labels are others"),
     ],
 )
 def test_the_checkpoint_of_another_fit_is_refused_and_left(tmp_path, stop_at, change, said):
@@ -155,7 +158,7 @@ def test_the_checkpoint_of_another_fit_is_refused_and_left(tmp_path, stop_at, ch
         EdgeNES(**TINY).fit(*FEW, checkpoint=tmp_path)
     before = sorted(tmp_path.rglob("*"))
     images = change.pop("images", FEW[0])
-    with pytest.raises(EdgenesError, match=f"{said} differ"):
+    with pytest.raises(EdgenesError, match=rf"\({said}\): give what it had"):
         EdgeNES(**TINY | change).fit(images, FEW[1], checkpoint=tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -185,6 +188,7 @@ def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
         seen.append((gone, left, self.bar.n))
 
     monkeypatch.setattr(fit.FitProgress, "show", show)
+    fit.load_metrics()
     start = time.process_time()
     with clock_of_budgets(time.process_time):
         EdgeNES(members=2, candidates=3, **budget).fit(IMAGES[:900], LABELS[:900])
@@ -197,7 +201,46 @@ def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
     assert np.mean(close) > 0.8, ratios
     assert 1 / 2.5 < min(ratios) <= max(ratios) < 2.5, ratios
     assert all(abs(share - gone / whole) < 0.25 for gone, _, share in between), between
-    assert "left]" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "left]" in log
+    # What is captured is no terminal: a line for every phase and every tenth.
+    assert "\r" not in log
+    lines = log.splitlines()
+    phases = {line.partition(":")[0] for line in lines}
+    assert len(phases) <= len(lines) <= len(phases) + 11
+
+
+def test_on_a_terminal_the_bar_stays_on_its_line(monkeypatch, capsys):
+    monkeypatch.setattr(fit, "redraws", lambda stream: True)
+    with fit.FitProgress(10, verbose=1) as progress:
+        progress.begin("search")
+        progress.on_epoch(1, 2)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "search:  0% [00:00, 00:" in shown
+    assert "[," not in shown
+    assert "[]" not in shown
+
+
+# ---------------------------------------------------------------- members that do not differ
+
+
+def test_members_of_one_architecture_are_told_first(tmp_path, capsys):
+    model = EdgeNES(members=2, candidates=2, strategy="hatch", search_steps=4, epochs=2)
+    model.fit(*FEW)
+    note = model.report_["notes"][0]
+    assert note.startswith("no diversity of architectures: all 2 members are alpha* itself")
+    assert "give 45 epochs" in note
+    assert capsys.readouterr().out.startswith(f"note: {note}\n")
+    card = (model.save(tmp_path / "ensemble") / "README.md").read_text()
+    assert card.splitlines()[2].startswith("**Note**: no diversity of architectures")
+
+
+def test_a_short_budget_says_how_many_seconds_would_do():
+    assert fit.enough_for_fresh_edges(60, 18.5) == "about 150 seconds"
+    assert fit.enough_for_fresh_edges(2, 0.01) == "about 9000 seconds"
+    assert fit.enough_for_fresh_edges(2, -1) == "more seconds"
+    assert fit.enough_for_fresh_edges(None, None) == "45 epochs"
 
 
 # ---------------------------------------------------------------- sure and unsure

@@ -52,8 +52,8 @@ from ..neighbours import random_genotype
 
 # %% auto #0
 __all__ = ['Row', 'PROFILE_SIZES', 'peak_bytes', 'memory_row', 'operations_row', 'quick_rows', 'profile_rows',
-           'retraining_seconds', 'retraining_row', 'augmentation_row', 'timed_steps', 'two_threads_row',
-           'processes_row', 'selection_row', 'all_rows']
+           'retraining_seconds', 'retraining_row', 'retraining_shares', 'augmentation_row', 'timed_steps',
+           'two_threads_row', 'processes_row', 'selection_row', 'all_rows']
 
 # %% ../../nbs/bench/table.ipynb #table5
 Row = dict[str, Any]  # as `comparison_row` makes it
@@ -284,6 +284,49 @@ def _check_logits(seed: int | None, size: int) -> None:
         f"the logits of a discrete network differ from the plain one's by {gap:.1e}: "
         "the fast path is wrong",
     )
+
+# %% ../../nbs/bench/table.ipynb #2f189e05
+# What a retraining step calls, by the names of PyTorch's operations.
+_KINDS_OF_KERNELS = {
+    "BN": ("native_batch_norm", "native_batch_norm_backward"),
+    "1 x 1 convolutions": ("mm", "bmm", "addmm"),
+    "other convolutions": ("mkldnn_convolution", "convolution_backward"),
+    "pools": ("max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
+    "ReLU": ("clamp_min_", "threshold_backward"),
+    "sums, copies and zeros": ("add", "add_", "mul", "cat", "copy_", "fill_", "zero_"),
+}
+
+
+def retraining_shares(
+    size: int = 32,  # height and width of the images
+    channels: int = 16,
+    batch: int = 96,
+    rounds: int = 7,  # of profiles
+    steps: int = 10,  # in each, since the first of them is slower
+) -> dict[str, float]:
+    """Shares of the profiled time of a retraining step of DARTS_V2: medians of the rounds."""
+    keep_memory()
+    genotype = Genotype.from_darts({"reduce": _DARTS_V2})
+    network = DiscreteNetwork(genotype, 100, channels=channels)
+    network = network.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4, fused=True)
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(100, (batch,))
+    step = partial(_retraining_step, network, optimiser, images, labels)
+    for _ in range(3):
+        step()
+    profiles = []
+    for _ in range(rounds):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(steps):
+                step()
+        profiles.append({event.key: event.self_cpu_time_total for event in profile.key_averages()})
+    shares = {}
+    for kind, names in _KINDS_OF_KERNELS.items():
+        keys = [f"aten::{name}" for name in names]
+        found = [sum(one.get(key, 0.0) for key in keys) / sum(one.values()) for one in profiles]
+        shares[kind] = statistics.median(found)
+    return shares | {"everything else": 1 - sum(shares.values())}
 
 # %% ../../nbs/bench/table.ipynb #table14
 class _Pictures(Dataset):

@@ -47,7 +47,7 @@ def gpu_check(
     start = time.time()
     require(0 < minutes <= 10_000, f"minutes is {minutes}: give a number above 0")
     from edgenes.bench.gpu import Check, require_gpu, run_check
-    from edgenes.report.readme import gpu_sentence
+    from edgenes.report.gpu import gpu_sentence
     from edgenes.study.workspace import project_root
 
     require_gpu(device)

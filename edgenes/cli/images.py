@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Pictures', 'ImageSize', 'Resize', 'Channels', 'Unreadable', 'Saved', 'Device', 'Quiet', 'Flip', 'Relaxation',
-           'Strategy', 'Downscale', 'Balanced', 'SearchSteps', 'Epochs', 'EXAMPLES', 'check', 'fit', 'predict',
-           'Answers', 'evaluate', 'sample', 'draw', 'export', 'register']
+           'Strategy', 'Space', 'Jobs', 'Downscale', 'Balanced', 'SearchSteps', 'Epochs', 'EXAMPLES', 'check', 'fit',
+           'say_at_once', 'predict', 'say_on_terminal', 'Answers', 'evaluate', 'sample', 'draw', 'export', 'register']
 
 # %% ../../nbs/cli/images.ipynb #e382a9b3
 Pictures = Annotated[
@@ -147,6 +148,17 @@ Strategy = Annotated[
     str,
     typer.Option(help="independent members, or hatch; auto: what the seconds allow"),
 ]
+Space = Annotated[
+    str,
+    typer.Option(help="of the architectures: paper, or images (with dense convolutions of 3 x 3)"),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        help="candidates that are trained side by side, each on a core; -1: as many as cores. "
+        "A time budget counts seconds on the wall"
+    ),
+]
 Downscale = Annotated[
     int | None,
     typer.Option(
@@ -182,6 +194,8 @@ def fit(
     epochs: Epochs = None,
     flip: Flip = False,
     relaxation: Relaxation = "sampled",
+    space: Space = "paper",
+    jobs: Jobs = 1,
     downscale: Downscale = None,
     image_size: ImageSize = None,
     resize: Resize = "crop",
@@ -201,6 +215,8 @@ def fit(
     place = _output_folder(out, folder)
     settings = _picture_settings(image_size, resize, channels, unreadable)
     _check_pictures(folder, settings)
+    if not quiet:
+        say_at_once("reading pictures")
     from edgenes.estimator import EdgeNES
 
     model = EdgeNES(
@@ -213,6 +229,8 @@ def fit(
         epochs=epochs,
         flip=flip,
         relaxation=relaxation,
+        space=space,
+        n_jobs=jobs,
         downscale=downscale,
         class_weight="balanced" if balanced else None,
         **vars(settings),
@@ -220,12 +238,31 @@ def fit(
         verbose=int(not quiet),
     )
     model.fit(folder, checkpoint=unfinished_folder(place))
-    if quiet:  # otherwise the fit has printed its notes
+    _save_and_tell(model, place, quiet)
+
+
+def _save_and_tell(
+    model: EdgeNES,
+    place: Path,
+    tell_notes: bool,  # False: the fit has printed them
+) -> None:
+    """Saves what was trained, and prints where it is and how good."""
+    from edgenes.estimator.card import accuracy_in_words
+
+    if tell_notes:
         for note in model.report_["notes"]:
             typer.echo(f"note: {_printable(note)}", err=True)
-    percent = model.report_["validation"]["accuracy_percent"]
     saved = _save(model, place)
-    typer.echo(f"wrote {saved}: validation accuracy {percent:.1f} %, see {saved / 'README.md'}")
+    typer.echo(f"wrote {saved}, see {saved / 'README.md'}")
+    for sentence in accuracy_in_words(model.report_):
+        typer.echo(sentence)
+
+
+def say_at_once(
+    what: str,  # is under way
+) -> None:
+    """A line before libraries are loaded, which takes seconds of silence."""
+    typer.echo(f"{_printable(what)} ...", err=True)
 
 
 def _output_folder(
@@ -317,6 +354,7 @@ def predict(
         out = as_path(out)
         require(not os.path.isdir(out), f"{out} is a folder: give the name of a file with --out")
         require_room(out.parent)
+    say_on_terminal("loading the ensemble")
     from edgenes.estimator import EdgeNES
 
     model = EdgeNES.load(folder, device)
@@ -334,6 +372,14 @@ def predict(
         typer.echo(table, nl=False)
     else:
         typer.echo(f"wrote {write_atomic(out, table)}".encode(errors="surrogateescape"))
+
+
+def say_on_terminal(
+    what: str,  # is under way
+) -> None:
+    """The same where somebody waits and looks; scripts find stderr empty."""
+    if sys.stderr.isatty():
+        say_at_once(what)
 
 
 def _saved_folder(ensemble: Path) -> Path:
@@ -431,6 +477,7 @@ def evaluate(
     saved = _saved_folder(ensemble)
     folder = as_path(folder)
     require(os.path.exists(folder), f"data not found: {folder} does not exist; give what is there")
+    say_on_terminal("loading the ensemble")
     from edgenes.estimator import EdgeNES
     from edgenes.metrics import MEANING
 
@@ -450,6 +497,7 @@ def sample(
 ) -> None:
     """Prints the architecture at lambda as JSON, and the number of edges that it really shares."""
     folder = _saved_folder(ensemble)
+    say_on_terminal("loading the ensemble")
     from edgenes.estimator.saved import load_ensemble
 
     fitted = load_ensemble(folder, "cpu")
@@ -491,6 +539,7 @@ def draw(
         "the kind of the pictures of an ensemble",
     )
     content = {} if is_ensemble else read_json(source)
+    say_on_terminal("drawing")
     from edgenes.estimator.card import picture_of_genotype
     from edgenes.estimator.saved import load_ensemble
     from edgenes.genotype import Genotype
@@ -528,6 +577,7 @@ def export(
     folder = _saved_folder(ensemble)
     out = as_path(out)
     require_export_name(out)
+    say_on_terminal("loading the ensemble")
     from edgenes.estimator.saved import export_ensemble, load_ensemble
 
     path = export_ensemble(load_ensemble(folder, "cpu"), out, member)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from . import gpu, images, study
 from ..core import EdgenesError
 
 # %% auto #0
-__all__ = ['app', 'STOPPED', 'options', 'main']
+__all__ = ['app', 'options', 'main']
 
 # %% ../../nbs/cli/main.ipynb #5e51003b
 app = typer.Typer(
@@ -42,12 +43,10 @@ images.register(app)
 gpu.register(app)
 
 # %% ../../nbs/cli/main.ipynb #5e51014
-STOPPED = "stopped; start again to go on from here"
-
 # These start anew; an unfinished fit is kept.
 _KEEP_NOTHING = tuple(name for command in images.EXAMPLES if (name := command.__name__) != "fit")
 
-_CTRL_C = 130  # typer's exit code after Ctrl-C
+_CTRL_C = 130  # the exit code after Ctrl-C, for typer as for shells
 
 
 def main() -> None:
@@ -57,24 +56,30 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
         print(end="", flush=True)  # here, where a full disk can still be told in one line
-    except (Exception, KeyboardInterrupt) as error:
+    except (KeyboardInterrupt, typer.Abort):
+        code = _CTRL_C
+    except Exception as error:
         message = _remedy(error)
         if message is None:
             raise
-    else:
-        if code != _CTRL_C:
-            sys.exit(code)
-        message = _stopped()
-    typer.echo(f"edgenes: {EdgenesError(message)}", err=True)  # one line, without terminal codes
-    sys.exit(2)
+        _say(message)
+        code = 2
+    if code == _CTRL_C:
+        _say(_stopped())
+    sys.exit(code)
 
 
-def _remedy(error: BaseException) -> str | None:
+def _say(message: str) -> None:
+    """One line on stderr, without terminal codes."""
+    typer.echo(f"edgenes: {EdgenesError(message)}", err=True)
+
+
+def _remedy(error: Exception) -> str | None:
     """What is wrong and what a user can do about it; None for a fault of the program."""
     if isinstance(error, EdgenesError):
         return str(error)
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _stopped()
+    if isinstance(error, RuntimeError) and "torchvision::" in str(error):
+        return f"torch and torchvision do not fit together ({error}): install both from one index"
     if isinstance(error, OSError):
         # A name that is too long, a folder that may not be read, a full disk, or nobody at the
         # other end of stdout.
@@ -94,7 +99,7 @@ def _stopped() -> str:
     """What Ctrl-C leaves behind: what `run` has done is kept in its records."""
     if sys.argv[1:2] and sys.argv[1] in _KEEP_NOTHING:
         return f"stopped; nothing of edgenes {sys.argv[1]} is kept"
-    return STOPPED
+    return f"stopped; to go on from here: edgenes {shlex.join(sys.argv[1:])}"
 
 
 def _discard_output() -> None:

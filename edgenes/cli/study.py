@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .images import say_on_terminal
 from ..core import EdgenesError, require, shown, write_atomic
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def run(
     tables: Tables = True,
 ) -> None:
     """Runs what is missing of a profile, then makes tables, figures and report."""
+    say_on_terminal(f"looking at the records of {profile}")
     from edgenes.study.profiles import get_profile
     from edgenes.study.workspace import open_workspace
 
@@ -274,6 +276,7 @@ def print_report(
 
 def report(profile: ProfileName = "demo", results: Results = None) -> None:
     """Makes tables, figures and report.html anew from the records; needs no data, no training."""
+    say_on_terminal(f"reading the records of {profile}")
     print_report(*make_report(results_folder(profile, results)))
 
 # %% ../../nbs/cli/study.ipynb #clifinish2
@@ -411,6 +414,7 @@ def status(
     experiments: Experiments = None,
 ) -> None:
     """Lists the experiments and seeds that are not finished, from records alone."""
+    say_on_terminal(f"looking at the records of {profile}")
     from edgenes.report.phrases import counted
 
     unfinished = missing(profile, results, seeds, experiments)

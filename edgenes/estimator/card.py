@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -19,8 +20,8 @@ from ..genotype import Genotype
 from ..metrics import MEANING
 
 # %% auto #0
-__all__ = ['picture_of_genotype', 'escape_markdown', 'markdown_table', 'model_card', 'how_pictures_are_converted',
-           'card_of_export']
+__all__ = ['picture_of_genotype', 'escape_markdown', 'markdown_table', 'model_card', 'is_about_diversity', 'accuracy_in_words',
+           'how_pictures_are_converted', 'card_of_export']
 
 # %% ../../nbs/estimator/card.ipynb #cardpicture
 def picture_of_genotype(
@@ -70,8 +71,12 @@ def _cell(value: Any) -> str:
 _TEMPLATE = """\
 # Ensemble of {{ ensemble.genotypes | length }} searched networks
 
+{% if warning %}
+**Note**: {{ escape(warning) }}.
+
+{% endif %}
 Written by edgenes {{ version }}: EdgeNES, seed {{ parameters.seed }}, {{ parameters.relaxation }}
-search, {{ budget }}.
+search{{ space }}, {{ budget }}.
 
 ## Data
 
@@ -89,7 +94,7 @@ The networks see means of {{ report.downscale }} x {{ report.downscale }} pixels
 {{ report.candidates | length }} of {{ parameters.candidates }} candidates were retrained. The
 members are the subset with the best {{ criterion }} on the validation images
 ({{ escape(report.rule) }}).
-{% for note in report.notes | default([]) %}
+{% for note in report.notes | default([]) if note != warning %}
 
 **Note**: {{ escape(note) }}.
 {% endfor %}
@@ -98,6 +103,10 @@ members are the subset with the best {{ criterion }} on the validation images
 
 The members were chosen on these images, which makes the ensemble look better than it is. Measure it
 on images of your own.
+
+{% for sentence in accuracy %}
+{{ sentence[0] | upper }}{{ sentence[1:] }}.
+{% endfor %}
 
 {{ table(["metric", "value", "what it says"], metrics) }}
 {% if report.temperature | default(1) != 1 %}
@@ -169,6 +178,8 @@ def model_card(
         budget = f"a time budget of {parameters.time_budget:g} s"
     return _ENVIRONMENT.from_string(_TEMPLATE).render(
         version=__version__,
+        warning=next(filter(is_about_diversity, report.get("notes", [])), None),
+        accuracy=accuracy_in_words(report),
         ensemble=ensemble,
         parameters=parameters,
         report=report,
@@ -177,12 +188,53 @@ def model_card(
         channels=channels,
         class_names=", ".join(shown_classes),
         budget=budget,
+        space="" if parameters.space == "paper" else f" in the space `{parameters.space}`",
         conversion=how_pictures_are_converted(ensemble),
         criterion={"nll": "likelihood"}.get(parameters.criterion, parameters.criterion),
         phases=_phase_rows(report),
         metrics=[(name, value, MEANING[name]) for name, value in report["validation"].items()],
         candidates=_candidate_rows(report),
     )
+
+
+def is_about_diversity(
+    note: str,  # of a report
+) -> bool:
+    """Whether a note says that the members do not differ, which a reader should know first."""
+    return note.startswith("no diversity")
+
+
+def accuracy_in_words(
+    report: dict[str, Any],  # of a fit
+) -> list[str]:  # sentences without a final full stop
+    """The accuracy on the validation images, what it is to be compared with, and how sure it is.
+
+    The interval is Wilson's, of 95 %.
+    """
+    percent = report["validation"]["accuracy_percent"]
+    images = report["images"]["val"]
+    right = round(percent * images / 100)
+    yardstick = ""
+    if "most_frequent_percent" in report:
+        frequent = report["most_frequent_percent"]
+        yardstick = f"; always answering the most frequent class would give {frequent:.1f} %"
+    low, high = _wilson_interval(right, images)
+    return [
+        f"{right} of {images} validation images are answered right, {percent:.1f} %{yardstick}",
+        f"with {images} images the accuracy is only known to be from {100 * low:.0f} to "
+        f"{100 * high:.0f} % (95 % interval), and rather less for new images, because the members "
+        "were chosen on these",
+    ]
+
+
+def _wilson_interval(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share. SciPy, which has it, takes a second to load."""
+    z = 1.959964
+    share = right / images
+    middle = share + z**2 / (2 * images)
+    reach = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    whole = 1 + z**2 / images
+    return (middle - reach) / whole, (middle + reach) / whole
 
 
 def how_pictures_are_converted(

@@ -22,7 +22,7 @@ from ..core import EdgenesError, derive_seed, require, shown
 from ..data import Data, Split, assemble, checked_split, draw_splits
 from ..device import pick_device
 from ..ensembles import average
-from .fit import fit_ensemble
+from .fit import fit_ensemble, load_metrics
 from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
@@ -300,6 +300,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         criterion: str = "nll",  # of the choice on validation images: "nll" or "accuracy"
         relaxation: str = "sampled",  # of the search; "faithful": the paper's, several times slower
         downscale: int | None = None,  # k: networks see means of k x k pixels; None: 32 a side
+        space: str = "paper",  # of the architectures; "images": with dense convolutions of 3 x 3
         inputs_per_node: int = 1,  # edges that each node keeps: 1 (the paper) or 2 (DARTS)
         class_weight: str | dict[Any, float] | None = None,  # "balanced", or one for each label
         calibrate: bool = True,  # scale logits by a temperature where that lowers the NLL
@@ -308,6 +309,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         channels: str = "auto",  # of pictures: "rgb", "grey", or grey only where all are grey
         unreadable: str = "skip",  # pictures that cannot be read: leave them out, or "error"
         random_state: Any = None,  # scikit-learn's name of `seed`; where it is given, it is used
+        n_jobs: int | None = None,  # candidates trained side by side on cores; -1: as many as cores
         device: str = "auto",  # "auto", "cpu", "cuda" or "cuda:N"
         verbose: int = 1,  # 0: silent, 1: a bar on stderr, 2: also one line per phase
     ) -> None:
@@ -322,6 +324,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.criterion = criterion
         self.relaxation = relaxation
         self.downscale = downscale
+        self.space = space
         self.inputs_per_node = inputs_per_node
         self.class_weight = class_weight
         self.calibrate = calibrate
@@ -330,6 +333,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.channels = channels
         self.unreadable = unreadable
         self.random_state = random_state
+        self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
 
@@ -348,6 +352,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         `EdgenesError` for images, labels or parameters that cannot be used, and for a checkpoint of
         another fit; `Diverged` when a loss is not finite.
         """
+        load_metrics()
         start = now()
         parameters = self._fit_parameters(self._seed())
         device = pick_device(self.device)

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torchmetrics.functional.classification  # noqa: F401  takes seconds, which no fit pays for
 from torch import Tensor
 from tqdm import tqdm
 
 from ..algorithm import Candidate, draw_lambdas, with_retraining_seeds
 from ..bilevel import SearchSettings
-from ..core import derive_seed
+from ..core import derive_seed, redraws
 from ..data import Data, Split, downscale_data
 from ..discrete import DiscreteNetwork
 from ..ensembles import Selection, select
@@ -32,6 +34,7 @@ from edgenes.estimator.members import (
     unsure_quantiles,
 )
 from edgenes.estimator.planning import (
+    HATCHING_PASSES,
     CandidateCost,
     EpochTimer,
     FitPlan,
@@ -51,7 +54,8 @@ from edgenes.estimator.planning import (
     time_search_step,
     whole_epochs,
 )
-from .unfinished import TrainingCheckpoint, Unfinished
+from .unfinished import TrainingCheckpoint, Unfinished, UnfinishedTraining
+from .workers import Task, Workers, count_workers
 from ..genotype import Genotype, SearchSpace
 from ..hatching import hatch
 from ..hypernetwork import Hypernetwork
@@ -59,11 +63,12 @@ from ..metrics import ensemble_metrics
 from ..neighbours import random_genotype
 from ..retraining import RetrainSettings, retrain
 from ..search import SearchResult, search_darts, train_hypernetwork
+from ..training import WeightOptimiser
 
 # %% auto #0
 __all__ = ['Phase', 'Forecast', 'FitProgress', 'guess_phases', 'SearchedStructures', 'run_searches', 'Training', 'Trained',
-           'train_candidate', 'TrainedCandidates', 'run_retraining', 'near_optimum', 'run_hatching', 'notes_on_fit',
-           'draw_candidates', 'fit_ensemble']
+           'train_candidate', 'Job', 'train_all', 'warm_up', 'TrainedCandidates', 'run_retraining', 'near_optimum',
+           'run_hatching', 'notes_on_fit', 'enough_for_fresh_edges', 'draw_candidates', 'load_metrics', 'fit_ensemble']
 
 # %% ../../nbs/estimator/fit.ipynb #dd47024
 class Phase(NamedTuple):
@@ -141,13 +146,13 @@ class FitProgress:
         self.unfinished = unfinished or Unfinished()
         self.spent: dict[str, dict[str, Any]] = {}  # by phase, for the report
         self.forecast = Forecast(now)
-        self.bar = tqdm(
-            total=1.0,
-            disable=not verbose,
-            bar_format="{desc}{percentage:3.0f}% [{postfix}]",
-        )
+        self.phase = "preparing"
+        self.is_drawn = bool(verbose) and redraws(sys.stderr)
+        self._told: tuple[str, int] | None = None  # phase and tenth of the last line of a log
+        self.bar = tqdm(total=1.0, disable=not self.is_drawn, bar_format="{desc}")
 
     def __enter__(self) -> FitProgress:
+        self.show()
         return self
 
     def __exit__(
@@ -173,7 +178,7 @@ class FitProgress:
     ) -> None:
         """Names the phase on the bar."""
         self.forecast.begin(ahead)
-        self.bar.set_description(phase, refresh=False)
+        self.phase = phase
         self.show()
 
     def on_epoch(
@@ -190,12 +195,22 @@ class FitProgress:
         spent = now() - self.unfinished.start
         left = self.forecast.left() if self.seconds is None else max(0.0, self.seconds - spent)
         share = spent / (spent + left) if spent + left > 0 else 1.0
-        known = self.seconds is not None or self.forecast.ahead
-        times = [tqdm.format_interval(spent)]
-        if known:
-            times.append(f"{tqdm.format_interval(left)} left")
+        text = f"{self.phase} [{tqdm.format_interval(spent)}]"
+        if self.seconds is not None or self.forecast.ahead:
             self.bar.n = max(self.bar.n, share)
-        self.bar.set_postfix_str(", ".join(times), refresh=True)
+            times = f"{tqdm.format_interval(spent)}, {tqdm.format_interval(left)} left"
+            text = f"{self.phase}: {self.bar.n:3.0%} [{times}]"
+        if self.is_drawn:
+            self.bar.set_description_str(text, refresh=True)
+        elif self.verbose:
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """A line of a log, at every phase and every tenth of the time."""
+        place = (self.phase, int(10 * self.bar.n))
+        if place != self._told:
+            self._told = place
+            print(text, file=sys.stderr, flush=True)
 
     def record(
         self,
@@ -220,6 +235,7 @@ def guess_phases(
     data: Data,  # as the networks see it
     plan: FitPlan,
     seed: int,
+    workers: int = 1,  # candidates that are trained side by side
 ) -> list[Phase]:
     """The phases of a fit without a time budget, with measured seconds. Empty without a bar."""
     if progress.seconds is not None or not progress.verbose:
@@ -235,17 +251,25 @@ def guess_phases(
         for j in range(3)
     ]
     epoch_seconds = sum(costs) / len(costs)
-    return phases + _guess_trainings(plan, epoch_seconds)
+    return phases + _guess_trainings(plan, epoch_seconds, workers)
 
 
-def _guess_trainings(plan: FitPlan, epoch_seconds: float) -> list[Phase]:
-    """The trainings of a plan: a parent where members hatch, then the candidates."""
+def _guess_trainings(plan: FitPlan, epoch_seconds: float, workers: int) -> list[Phase]:
+    """The trainings of a plan: a parent where members hatch, then the candidates.
+
+    Candidates that are trained side by side are one phase.
+    """
     count = plan.strategy.candidates or plan.budget.candidates
+    is_hatched = plan.strategy.name == "hatch"
     epochs = plan.budget.retrain.epochs
-    if plan.strategy.name != "hatch":
-        return [Phase("training", epochs * epoch_seconds)] * count
-    parent, cycle = plan.strategy.split(epochs, count)
-    return [Phase("training", n * epoch_seconds) for n in (parent, *[cycle] * count)]
+    parent = []
+    if is_hatched:
+        parent_epochs, epochs = plan.strategy.split(epochs, count)
+        parent = [Phase("training", parent_epochs * epoch_seconds)]
+    if workers > 1:
+        in_a_row = math.ceil(count / workers)
+        return [*parent, Phase("side by side", in_a_row * epochs * epoch_seconds)]
+    return parent + [Phase("training", epochs * epoch_seconds)] * count
 
 # %% ../../nbs/estimator/fit.ipynb #dd47026
 class SearchedStructures(NamedTuple):
@@ -263,6 +287,7 @@ def run_searches(
     plan: FitPlan,
     seed: int,
     phases: Sequence[Phase] = (),  # of the whole fit, for the bar
+    workers: int = 1,  # candidates that will be trained side by side
 ) -> SearchedStructures:
     """Searches alpha* and trains the hypernetwork."""
     unfinished = progress.unfinished
@@ -277,7 +302,7 @@ def run_searches(
     result = _run_search(progress, "search", 0.25, plan.budget.darts, data, seed, plan.space)
     optimum = result.genotype
     if progress.seconds is not None:
-        plan = _plan_after_search(progress, data, plan, seed, optimum)
+        plan = _plan_after_search(progress, data, plan, seed, optimum, workers)
 
     progress.begin("hypernetwork", phases[1:])
     settings = plan.budget.hypernetwork
@@ -335,6 +360,7 @@ def _plan_after_search(
     plan: FitPlan,
     seed: int,
     optimum: Genotype,  # alpha*
+    workers: int,  # candidates that will be trained side by side
 ) -> FitPlan:
     """The plan with a strategy and the steps of the hypernetwork, by what a step takes."""
     unfinished = progress.unfinished
@@ -345,7 +371,8 @@ def _plan_after_search(
         return left / measure_candidate(data, optimum, budget.retrain).epoch_seconds
 
     passes = unfinished.once("passes", passes_left)
-    strategy = choose_strategy(plan.strategy.name, passes, budget.members, budget.candidates)
+    asked = plan.strategy.name
+    strategy = choose_strategy(asked, passes, budget.members, budget.candidates, workers)
     plan = replace(plan, strategy=strategy)
     step_seconds = unfinished.notes["search epoch"] / steps_per_epoch(budget.darts, data)
     assert progress.seconds is not None
@@ -464,6 +491,79 @@ def _train_until(
         on_epoch=None if timer is None else timer.on_epoch,
     )
 
+# %% ../../nbs/estimator/fit.ipynb #fitside
+class Job(NamedTuple):
+    """A training that can begin."""
+
+    name: str
+    candidate: Candidate
+    training: Training
+
+
+def train_all(
+    progress: FitProgress,
+    data: Data,
+    jobs: Iterator[Job],  # the next one is asked for when there is a worker for it
+    count: int,  # of jobs, at most
+    phases: Sequence[Phase],  # of the bar
+    workers: Workers,
+) -> Iterator[tuple[int, Trained]]:  # place of a job and its result, as they end
+    """Trains candidates, one after the other or as many at a time as there are workers."""
+    unfinished = progress.unfinished
+    if workers.count == 1:
+        for place, job in enumerate(jobs):
+            progress.begin(f"{job.name} of {count}", phases[place:])
+            yield place, train_candidate(data, job.candidate, job.training, progress, job.name)
+        return
+
+    started: list[tuple[int, Job]] = []
+
+    def tasks() -> Iterator[Task]:
+        for place, job in enumerate(jobs):
+            if job.name in unfinished.notes:
+                ended.append((place, job))
+                continue
+            started.append((place, job))
+            begin = time.time() - (now() - unfinished.since(job.name))
+            yield Task(job.name, _train_elsewhere, (data, job, unfinished.folder, begin))
+
+    def show() -> None:
+        progress.show()
+        unfinished.write()  # the seconds that are spent
+
+    ended: list[tuple[int, Job]] = []  # in an earlier process
+    progress.begin(f"{count} trainings, {workers.count} at a time", phases)
+    results = workers.run(tasks(), show)
+    for done, (number, (network, result)) in enumerate(results, 1):
+        place, job = started[number]
+        unfinished.notes[job.name] = result
+        unfinished.write()
+        progress.on_epoch(done, count)
+        yield place, Trained(network, **result)
+    for place, job in ended:
+        yield place, train_candidate(data, job.candidate, job.training, progress, job.name)
+
+
+def _train_elsewhere(
+    data: Data,
+    job: Job,
+    folder: Path | None,  # of the unfinished fit
+    begin: float,  # of the training, by `time.time`
+) -> tuple[DiscreteNetwork, dict[str, Any]]:  # the network, and what is noted of its training
+    """One training, in a process that does nothing else."""
+    unfinished = UnfinishedTraining(folder, job.name, begin)
+    progress = FitProgress(unfinished=unfinished)
+    trained = train_candidate(data, job.candidate, job.training, progress, job.name)
+    return trained.network, unfinished.notes[job.name]
+
+
+def warm_up() -> None:
+    """What a worker does first: it imports what trainings need, PyTorch's part with a step."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = WeightOptimiser().new([weight], fused=True)
+    weight.sum().backward()
+    optimiser.step()
+
 # %% ../../nbs/estimator/fit.ipynb #dd47030
 class TrainedCandidates(NamedTuple):
     """The candidates that were retrained: all, or the first ones where the time budget ended."""
@@ -473,7 +573,7 @@ class TrainedCandidates(NamedTuple):
 
 
 class _Collection:
-    """The candidates that are trained, one after the other."""
+    """The candidates that are trained, in whatever order they end."""
 
     def __init__(
         self,
@@ -486,17 +586,17 @@ class _Collection:
         self.validation = validation
         self.downscale = plan.downscale
         self.validation_seconds = validation_seconds
-        self.networks: list[ImageNetwork] = []
-        self.probabilities: list[Tensor] = []
+        self.networks: dict[int, ImageNetwork] = {}  # by the place of the candidate
+        self.probabilities: dict[int, Tensor] = {}
         self.trainings: list[Trained] = []
 
-    def add(self, trained: Trained) -> None:
+    def add(self, place: int, trained: Trained) -> None:
         """Asks a network for the classes of the validation images, and keeps both."""
         start = now()
         member = ImageNetwork(trained.network, self.data.mean, self.data.std, self.downscale)
         member = member.to(memory_format=torch.channels_last)
-        self.networks.append(member)
-        self.probabilities.append(member_probabilities([member], self.validation)[0])
+        self.networks[place] = member
+        self.probabilities[place] = member_probabilities([member], self.validation)[0]
         self.trainings.append(trained)
         self.validation_seconds = now() - start
 
@@ -506,7 +606,11 @@ class _Collection:
     ) -> TrainedCandidates:
         """Notes what the retraining has taken."""
         _record_trainings(progress, "retraining", self.trainings)
-        return TrainedCandidates(self.networks, torch.stack(self.probabilities))
+        places = sorted(self.networks)
+        return TrainedCandidates(
+            [self.networks[place] for place in places],
+            torch.stack([self.probabilities[place] for place in places]),
+        )
 
 
 def _record_trainings(
@@ -529,35 +633,41 @@ def run_retraining(
     validation: Split,  # of full size
     plan: FitPlan,
     candidates: Sequence[Candidate],
-    phases: Sequence[Phase] = (),  # one per candidate, for the bar
+    phases: Sequence[Phase] = (),  # of the candidates, for the bar
+    workers: Workers | None = None,  # None: the candidates are trained here, one by one
 ) -> TrainedCandidates:
     """Trains the candidates from scratch, and asks each for classes of the validation images."""
+    workers = workers or Workers()
     unfinished = progress.unfinished
     start = unfinished.since("retraining")
     end = progress.moment(0.99)
     members = plan.budget.members
     schedule = RetrainPlan(plan.budget.retrain, [CandidateCost(1.0, 1.0, 0.0)] * len(candidates))
     if progress.seconds is not None:
-        schedule = _plan_retraining_once(unfinished, data, plan, candidates, end - start)
+        schedule = _plan_retraining_once(
+            unfinished, data, plan, candidates, end - start, workers.count
+        )
     settings, costs = schedule
-
     collection = _Collection(data, validation, plan, costs[0].validation_seconds)
     slowness = 1.0  # seconds that the last candidate took, over those that were expected
-    for j, (candidate, expected) in enumerate(zip(candidates, costs)):
-        name = f"candidate {j + 1}"
-        begin = unfinished.since(name)
-        epoch_seconds = slowness * expected.epoch_seconds
-        one_epoch = epoch_seconds + collection.validation_seconds
-        is_late = begin + one_epoch > progress.moment(1.05)
-        if j >= members and is_late and name not in unfinished.notes:
-            break
-        progress.begin(f"{name} of {len(costs)}", phases[j:])
-        share = expected.epoch_seconds / sum(other.epoch_seconds for other in costs[j:])
-        seconds = share * (end - begin) - collection.validation_seconds
-        training = Training(settings, seconds, epoch_seconds)
-        trained = train_candidate(data, candidate, training, progress, name)
-        slowness = trained.image_seconds * len(data.train) / expected.epoch_seconds
-        collection.add(trained)
+
+    def jobs() -> Iterator[Job]:
+        for j, (candidate, expected) in enumerate(zip(candidates, costs)):
+            name = f"candidate {j + 1}"
+            begin = unfinished.since(name)
+            epoch_seconds = slowness * expected.epoch_seconds
+            one_epoch = epoch_seconds + collection.validation_seconds
+            is_late = begin + one_epoch > progress.moment(1.05)
+            if j >= members and is_late and name not in unfinished.notes:
+                return
+            in_a_row = costs[j :: workers.count]  # about what one worker still has to train
+            share = expected.epoch_seconds / sum(other.epoch_seconds for other in in_a_row)
+            seconds = share * (end - begin) - collection.validation_seconds
+            yield Job(name, candidate, Training(settings, seconds, epoch_seconds))
+
+    for j, trained in train_all(progress, data, jobs(), len(costs), phases, workers):
+        slowness = trained.image_seconds * len(data.train) / costs[j].epoch_seconds
+        collection.add(j, trained)
     return collection.finish(progress)
 
 
@@ -567,12 +677,14 @@ def _plan_retraining_once(
     plan: FitPlan,
     candidates: Sequence[Candidate],
     seconds: float,  # for measuring and for training
+    workers: int,  # candidates that are trained side by side
 ) -> RetrainPlan:
     """The plan of the retraining, as it was made when the fit came here for the first time."""
     settings = plan.budget.retrain
 
     def measure() -> dict[str, Any]:
-        made = plan_retraining(data, settings, candidates, plan.budget.members, seconds)
+        members = plan.budget.members
+        made = plan_retraining(data, settings, candidates, members, seconds, workers)
         return {
             "batch_size": made.settings.batch_size,
             "costs": [list(cost) for cost in made.costs],
@@ -610,12 +722,14 @@ def run_hatching(
     validation: Split,  # of full size
     plan: FitPlan,
     candidates: Sequence[Candidate],  # the first one has the genotype of the parent
-    phases: Sequence[Phase] = (),  # of the parent and of each candidate, for the bar
+    phases: Sequence[Phase] = (),  # of the parent and of the candidates, for the bar
+    workers: Workers | None = None,  # None: the candidates are trained here, one by one
 ) -> TrainedCandidates:
     """Trains the parent, lets the candidates hatch, and asks each for the validation images.
 
     Sources: MotherNets (Wasay et al. 2020); snapshot ensembles (Huang et al. 2017).
     """
+    workers = workers or Workers()
     unfinished = progress.unfinished
     end = progress.moment(0.99)
     count = len(candidates)
@@ -637,14 +751,19 @@ def run_hatching(
     settings = replace(training.settings, epochs=cycle_epochs, optimiser=optimiser)
     collection = _Collection(data, validation, plan, guess.validation_seconds)
     unfinished.since("retraining")
-    for j, candidate in enumerate(candidates):
-        name = f"member {j + 1}"
-        progress.begin(f"{name} of {count}", phases[1 + j :])
-        begin = unfinished.since(name)
-        seconds = (end - begin) / (count - j) - collection.validation_seconds
-        egg = hatch(parent.network, candidate.genotype, derive_seed(candidate.seed, "hatch"))
-        training = Training(settings, seconds, parent.image_seconds * len(data.train), egg)
-        collection.add(train_candidate(data, candidate, training, progress, name))
+
+    def jobs() -> Iterator[Job]:
+        for j, candidate in enumerate(candidates):
+            name = f"member {j + 1}"
+            begin = unfinished.since(name)
+            in_a_row = len(candidates[j :: workers.count])
+            seconds = (end - begin) / in_a_row - collection.validation_seconds
+            egg = hatch(parent.network, candidate.genotype, derive_seed(candidate.seed, "hatch"))
+            epoch_seconds = parent.image_seconds * len(data.train)
+            yield Job(name, candidate, Training(settings, seconds, epoch_seconds, egg))
+
+    for j, trained in train_all(progress, data, jobs(), count, phases[1:], workers):
+        collection.add(j, trained)
     return collection.finish(progress)
 
 
@@ -676,6 +795,9 @@ def _plan_parent(
     return Training(settings, seconds, guess.epoch_seconds, end_step=end_step), guess
 
 # %% ../../nbs/estimator/fit.ipynb #dd47031
+_ALIKE = "no diversity of architectures"
+
+
 def notes_on_fit(
     candidates: Sequence[dict[str, Any]],  # "shared" and validation metrics of each
     chosen: Sequence[int],  # places of the members among them
@@ -684,6 +806,7 @@ def notes_on_fit(
     calibration: Sequence[Sequence[float]],  # pairs of lambda and edges shared; the last is Lambda
     strategy: Strategy,  # that was chosen
     in_seconds: bool = True,  # whether seconds set the budget; False: numbers of steps and epochs
+    enough: str = "more seconds",  # for hatching members with edges of their own
 ) -> list[str]:
     """What the user of a fit should know about it, in sentences without a final full stop."""
     notes = [strategy.why] if strategy.why else []
@@ -711,13 +834,28 @@ def notes_on_fit(
             f"{more_search}, where that matters"
         )
     max_shared = calibration[-1][0]
-    are_alike = len(candidates) > 1 and all(item["shared"] == max_shared for item in candidates)
-    if are_alike and (strategy.fresh_edges or not is_hatched):  # otherwise they are meant to be
-        way = "which went on separately for a while" if is_hatched else "from other initial weights"
-        notes.append(
-            f"all candidates are alpha* itself, {way}: {more_search}, for architectures that differ"
-        )
+    if len(chosen) > 1 and all(candidates[j]["shared"] == max_shared for j in chosen):
+        way = "whose training went on separately" if is_hatched else "from other initial weights"
+        is_short = is_hatched and not strategy.fresh_edges
+        remedy = f"give {enough}" if is_short else more_search
+        # It comes first: this is not the ensemble that was asked for.
+        first = f"{_ALIKE}: all {len(chosen)} members are alpha* itself, {way}"
+        notes.insert(0, f"{first}; {remedy}, for members that differ")
     return notes
+
+
+def enough_for_fresh_edges(
+    seconds: float | None,  # the time budget
+    passes: float | None,  # over the images, that it holds
+) -> str:
+    """Which budget is about enough for hatching members with edges of their own."""
+    if seconds is None:
+        return f"{HATCHING_PASSES} epochs"
+    if not passes or passes <= 0:
+        return "more seconds"
+    needed = seconds * HATCHING_PASSES / passes
+    step = 10 ** max(0, int(math.log10(max(needed, 1))) - 1)
+    return f"about {step * math.ceil(needed / step)} seconds"
 
 # %% ../../nbs/estimator/fit.ipynb #dd47034
 def draw_candidates(
@@ -735,6 +873,11 @@ def draw_candidates(
     return lambdas, [searched.hypernetwork.sample(lam) for lam in lambdas]
 
 
+def load_metrics() -> None:
+    """Loads what takes seconds, which no time budget pays for."""
+    import torchmetrics.functional.classification  # noqa: F401
+
+
 def fit_ensemble(
     data: Data,  # of full size; its test split is not used
     classes: np.ndarray,  # (K,), the labels behind the codes of `data`
@@ -748,24 +891,29 @@ def fit_ensemble(
     plan = plan_fit(data, parameters)
     small = downscale_data(data, plan.downscale).to(device)
     validation = data.val.to(device)
+    count = count_workers(parameters.n_jobs, device, parameters.candidates)
     with (
         threads_for(small),
+        Workers(count, warm_up) as workers,
         FitProgress(parameters.time_budget, parameters.verbose, unfinished) as progress,
     ):
         earlier = progress.unfinished.earlier
         if earlier > 0:
             progress.write(f"goes on with the fit that was stopped after {earlier:.0f} s")
-        phases = guess_phases(progress, small, plan, parameters.seed)
-        searched = run_searches(progress, small, plan, parameters.seed, phases)
+        phases = guess_phases(progress, small, plan, parameters.seed, count)
+        searched = run_searches(progress, small, plan, parameters.seed, phases, count)
         lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
         train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
-        trained = train(progress, small, validation, searched.plan, candidates, phases[2:])
+        trained = train(progress, small, validation, searched.plan, candidates, phases[2:], workers)
         selection = _select_members(trained, validation, plan)
         members, facts = _finish_members(trained, selection, validation, parameters.calibrate)
         report = _report(searched, lambdas, candidates, trained, selection, data) | facts
         report["spent"] = progress.spent
-        report["notes"] = [*notes, *_notes(report, searched, validation, parameters)]
+        passes = progress.unfinished.notes.get("passes")
+        found = _notes(report, searched, validation, parameters, passes)
+        # What is said of the ensemble comes before what is said of the images.
+        report["notes"] = sorted([*notes, *found], key=lambda note: not note.startswith(_ALIKE))
         for note in report["notes"]:
             progress.write(f"note: {note}")
     return FittedEnsemble(
@@ -806,17 +954,18 @@ def _notes(
     searched: SearchedStructures,
     validation: Split,
     parameters: FitParameters,
+    passes: float | None,  # over the images, that the time budget held
 ) -> list[str]:
     """The notes on a fit that has ended."""
-    labels = validation.labels
     return notes_on_fit(
         report["candidates"],
         report["chosen"],
         parameters.candidates,
-        100 * (labels.bincount().max() / len(labels)).item(),
+        report["most_frequent_percent"],
         searched.calibration,
         searched.plan.strategy,
         in_seconds=parameters.time_budget is not None,
+        enough=enough_for_fresh_edges(parameters.time_budget, passes),
     )
 
 
@@ -862,4 +1011,5 @@ def _report(
         },
         "downscale": searched.plan.downscale,
         "images": {"train": len(data.train), "val": len(data.val)},
+        "most_frequent_percent": 100 * (labels.bincount().max() / len(labels)).item(),
     }

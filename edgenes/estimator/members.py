@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from ..core import EdgenesError, check_int, content_hash, require, shown
@@ -55,6 +54,7 @@ class FitParameters:
     criterion: str = "nll"  # what the choice of the members minimises: "nll" or "accuracy"
     relaxation: str = "sampled"  # of the search: "sampled" or "faithful"
     downscale: int | None = None  # k: networks see means of k x k pixels; None: see `plan_fit`
+    space: str = "paper"  # of the architectures: "paper", or "images" with dense convolutions
     inputs_per_node: int = 1  # edges that each node keeps
     class_weight: str | dict[Any, float] | None = None  # "balanced", or a number for each label
     calibrate: bool = True  # scale logits by a temperature where that lowers the NLL
@@ -62,6 +62,7 @@ class FitParameters:
     resize: str = "crop"  # of pictures of another size: "crop" or "pad"
     channels: str = "auto"  # of pictures: "auto", "rgb" or "grey"
     unreadable: str = "skip"  # pictures that cannot be read: "skip" or "error"
+    n_jobs: int | None = None  # candidates that are trained side by side; None: 1, -1: all cores
     device: str = "auto"  # "auto", "cpu", "cuda" or "cuda:N"
     verbose: int = 1  # 0: silent, 1: a progress bar, 2: also one line per phase
 
@@ -73,6 +74,9 @@ class FitParameters:
         check_int(self.seed, "seed", 0, 2**53 - 1)
         verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
         check_int(verbose, "verbose", 0, 2)
+        if self.n_jobs is not None:
+            number = check_int(self.n_jobs, "n_jobs", -10_000, 10_000)
+            require(number != 0, "n_jobs is 0: give how many to train side by side, or -1")
         _check_class_weight(self.class_weight)
         require(
             isinstance(self.calibrate, (bool, np.bool_)),
@@ -82,6 +86,7 @@ class FitParameters:
         self._check_choice("criterion", ("nll", "accuracy"))
         self._check_choice("relaxation", ("sampled", "faithful"))
         self._check_choice("strategy", ("auto", "independent", "hatch"))
+        self._check_choice("space", ("paper", "images"))
         require(
             self.time_budget is None or _is_duration(self.time_budget),
             f"time_budget is {shown(self.time_budget)}: give seconds, at most 10^9, or None",
@@ -241,6 +246,10 @@ def fit_member_temperature(
     labels: Tensor,  # (N,)
 ) -> float:  # between 0.05 and 20
     """The T with the least NLL of the members' mean."""
+    from scipy.optimize import (
+        minimize_scalar,  # takes seconds, which a loaded ensemble does without
+    )
+
     doubles = probs.double()
     fit = minimize_scalar(
         lambda log_temperature: _nll(doubles, labels, math.exp(log_temperature)),

@@ -211,11 +211,24 @@ def list_classes(
     )
     for name, files in listing.pictures.items():
         require(
+            _is_text(name),
+            f"the name of the class folder {name!a} is no text in UTF-8: rename it",
+        )
+        require(
             files,
             f"{folder / name} holds no picture: add some ({' '.join(SUFFIXES)}), "
             "or leave the class out",
         )
     return listing
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be stored. Those of files are bytes, and may be in another encoding."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sort_files(folder: Path) -> Listing:
@@ -310,6 +323,8 @@ def _no_warnings() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Why a picture cannot be read."""
+    if isinstance(error, EdgenesError):
+        return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is no picture of a format that is read"
     if isinstance(error, Image.DecompressionBombError):
@@ -431,14 +446,19 @@ class Conversion:
         width, height = picture.size
         if (height, width) == (self.height, self.width):
             return picture
-        from torchvision.transforms.v2 import functional
-
         scales = (self.height / height, self.width / width)
         scale = max(scales) if self.resize == "crop" else min(scales)
-        size = [max(1, round(scale * height)), max(1, round(scale * width))]
-        resized = functional.resize(picture, size, antialias=True)
+        size = (max(1, round(scale * width)), max(1, round(scale * height)))
+        resized = picture.resize(size, Image.Resampling.BILINEAR)  # antialiased
+        left = _before_the_middle(size[0], self.width)
+        top = _before_the_middle(size[1], self.height)
         # What is smaller than the window is filled up with black.
-        return functional.center_crop(resized, [self.height, self.width])
+        return resized.crop((left, top, left + self.width, top + self.height))
+
+
+def _before_the_middle(side: int, window: int) -> int:
+    """Where a window begins whose middle is that of a side, as torchvision rounds it."""
+    return round((side - window) / 2) if side > window else -((window - side) // 2)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -622,9 +642,7 @@ def problems_of_pictures(
     """What is done to the pictures themselves."""
     colours = "grey" if conversion.channels == 1 else "RGB"
     cut = "their middle is cut out" if conversion.resize == "crop" else "the rest is black"
-    sizes = Counter(header.size for header in headers)
-    usual = sizes.most_common(1)[0][0] if sizes else (0, 0)
-    usual_text = f"most are {usual[0]} x {usual[1]}"
+    sizes_text = _sizes_in_words([header.size for header in headers])
     kept_modes = ("L",) if conversion.channels == 1 else ("L", "RGB")
     deep = [header for header in headers if header.is_deep]
     modes = [
@@ -635,7 +653,7 @@ def problems_of_pictures(
         and (header.mode not in kept_modes or (header.is_grey and conversion.channels == 3))
     ]
     groups = {
-        f"pictures of another size ({usual_text})": (
+        f"pictures of another size ({sizes_text})": (
             [header for header in headers if not conversion.fits(header)],
             f"resized, and {cut}, to {conversion.height} x {conversion.width}",
         ),
@@ -660,6 +678,19 @@ def problems_of_pictures(
         if group
     ]
     return problems
+
+
+def _sizes_in_words(sizes: Sequence[tuple[int, int]]) -> str:
+    """The size that all or most pictures have, else the smallest, the median and the largest."""
+    if not sizes:
+        return "none"
+    usual, count = Counter(sizes).most_common(1)[0]
+    if 2 * count > len(sizes):
+        return f"{'all' if count == len(sizes) else 'most'} are {usual[0]} x {usual[1]}"
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    height, width = np.median(sizes, axis=0)
+    described = {"smallest": by_area[0], "median": (height, width), "largest": by_area[-1]}
+    return ", ".join(f"{name} {h:.0f} x {w:.0f}" for name, (h, w) in described.items())
 
 
 def problem_of_faults(
@@ -791,7 +822,7 @@ def check_folder(
         problems.append(problem_of_faults(listing, faults, settings.unreadable))
     if sound:
         conversion = choose_conversion(sound, settings)
-        facts.append(f"a fit reads them as images of {conversion}")
+        facts.append(f"a fit reads them as images of {conversion}; sizes are height x width")
         problems += problems_of_pictures(listing, sound, conversion)
     if decoded < len(sound):
         facts.append(f"{decoded:,} of them were decoded, of the others only the beginning was read")
@@ -830,6 +861,11 @@ def problems_of_classes(
     least = LEAST_OF_A_CLASS if len(counts) > 1 else 5
     small = [name for name, count in counts.items() if count < least]
     problems = []
+    foreign = [name for name in counts if not _is_text(name)]
+    if foreign:
+        what = "class names that are no text in UTF-8"
+        treatment = "refused; rename the folder"
+        problems.append(Problem(what, len(foreign), ascii(foreign[0]), treatment, is_refused=True))
     if small:
         first = f"{small[0]} ({counts[small[0]]})"
         what = f"classes of fewer than {least} pictures"

@@ -19,17 +19,18 @@ from ..bilevel import SearchSettings, StructureOptimiser
 from ..core import EdgenesError, require, stream
 from ..data import Augment, Data
 from .members import FitParameters
-from ..genotype import Genotype, SearchSpace
+from ..genotype import OPERATIONS, Genotype, SearchSpace
 from ..retraining import RetrainSettings, predict, retrain
 from ..search import search_darts
 from ..training import WeightOptimiser
 
 # %% auto #0
-__all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'LEAST_STEPS', 'FEW_PIXELS', 'default_downscale',
-           'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching', 'choose_strategy', 'FitPlan', 'plan_fit',
-           'now', 'clock_of_budgets', 'EpochTimer', 'search_share', 'search_steps_within', 'hypernetwork_steps',
-           'time_search_step', 'affordable_search_steps', 'CandidateCost', 'measure_candidate', 'shrink_batches',
-           'measure_candidates', 'whole_epochs', 'RetrainPlan', 'plan_retraining', 'threads_for']
+__all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'OPERATIONS_OF_SPACES', 'LEAST_STEPS', 'FEW_PIXELS',
+           'default_downscale', 'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching', 'choose_strategy',
+           'FitPlan', 'plan_fit', 'now', 'counts_wall_seconds', 'clock_of_budgets', 'EpochTimer', 'search_share',
+           'search_steps_within', 'hypernetwork_steps', 'time_search_step', 'affordable_search_steps', 'CandidateCost',
+           'measure_candidate', 'shrink_batches', 'measure_candidates', 'whole_epochs', 'RetrainPlan',
+           'plan_retraining', 'threads_for']
 
 # %% ../../nbs/estimator/planning.ipynb #dd47005scale
 def default_downscale(
@@ -134,14 +135,16 @@ def choose_strategy(
     passes: float,  # over the images, that the time left holds for one network
     members: int,  # n
     candidates: int,  # N, that the parameters ask for
+    workers: int = 1,  # candidates that are trained side by side
 ) -> Strategy:
     """The strategy of a fit with a time budget, by the rule above."""
     holds = f"the time holds about {passes:.3g} passes of one network over the training images"
     if asked == "independent":
         return Strategy(why=f"members are independent, as was asked: {holds}")
-    enough = members == 1 or passes >= LEAST_PASSES * members
+    independent = int(passes / LEAST_PASSES) * workers  # candidates of so many passes each
+    enough = members == 1 or independent >= members
     if asked == "auto" and enough:
-        affordable = min(candidates, max(members, int(passes / LEAST_PASSES)))
+        affordable = min(candidates, max(members, independent))
         return Strategy(candidates=affordable, why=f"members are trained from scratch: {holds}")
     strategy = replace(hatching(passes), candidates=members)
     way = "members with edges of their own hatch from one parent"
@@ -150,6 +153,9 @@ def choose_strategy(
     reason = ", as was asked" if asked == "hatch" else ""
     need = f"; members from scratch would need {LEAST_PASSES} each" if not enough else ""
     return replace(strategy, why=f"{way}{reason}: {holds}{need}")
+
+# %% ../../nbs/estimator/planning.ipynb #planspace
+OPERATIONS_OF_SPACES = {"paper": OPERATIONS, "images": (*OPERATIONS, "conv_3x3")}
 
 # %% ../../nbs/estimator/planning.ipynb #dd47007esti
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +173,10 @@ def plan_fit(
     parameters: FitParameters,
 ) -> FitPlan:
     """The plan of a fit without a time budget. `EdgenesError` for parameters that do not fit."""
-    space = SearchSpace(inputs_per_node=parameters.inputs_per_node)
+    space = SearchSpace(
+        inputs_per_node=parameters.inputs_per_node,
+        operations=OPERATIONS_OF_SPACES[parameters.space],
+    )
     downscale = parameters.downscale or default_downscale(*data.shape)
     augment = Augment(pad=min(data.shape) // downscale // 8, flip=parameters.flip)
     base = SearchSettings(
@@ -207,6 +216,11 @@ _clock: Callable[[], float] = time.perf_counter
 def now() -> float:
     """Seconds of the clock by which time budgets are kept."""
     return _clock()
+
+
+def counts_wall_seconds() -> bool:
+    """Whether that clock is the usual one, which other processes share."""
+    return _clock is time.perf_counter
 
 
 @contextmanager
@@ -376,7 +390,7 @@ def shrink_batches(
     data: Data,
     settings: RetrainSettings,
     genotype: Genotype,  # the architecture that is measured
-    members: int,
+    members: int,  # that are trained one after the other
     seconds: float,  # of all retraining
 ) -> tuple[RetrainSettings, CandidateCost]:  # the cost with these settings
     """Smaller batches where the seconds do not hold enough steps for each member."""
@@ -394,7 +408,7 @@ def measure_candidates(
     data: Data,
     settings: RetrainSettings,
     candidates: Sequence[Candidate],
-    members: int,
+    members: int,  # that are trained one after the other
     seconds: float,  # of all retraining
 ) -> tuple[RetrainSettings, list[CandidateCost]]:  # one cost per candidate
     """What each candidate costs, with batches that are small enough for the seconds.
@@ -438,16 +452,18 @@ def plan_retraining(
     candidates: Sequence[Candidate],
     members: int,  # so many candidates are trained in any case
     seconds: float,  # for measuring and for training
+    workers: int = 1,  # candidates that are trained side by side
 ) -> RetrainPlan:
     """As many candidates as the seconds hold."""
     deadline = now() + seconds
-    settings, costs = measure_candidates(data, settings, candidates, members, seconds)
+    in_a_row = math.ceil(members / workers)  # members that one worker trains
+    settings, costs = measure_candidates(data, settings, candidates, in_a_row, seconds)
     remaining = deadline - now()
 
     def affordable_epochs(count: int) -> float:
         validation_seconds = sum(cost.validation_seconds for cost in costs[:count])
         epoch_seconds = sum(cost.epoch_seconds for cost in costs[:count])
-        return (remaining - validation_seconds) / epoch_seconds
+        return (workers * remaining - validation_seconds) / epoch_seconds
 
     count = len(candidates)
     while count > members and affordable_epochs(count) < 2:

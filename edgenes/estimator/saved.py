@@ -359,6 +359,8 @@ def _empty_network(
 
 # %% ../../nbs/estimator/saved.ipynb #savedexportcode
 _EXPORTED_AT_A_TIME = 4  # images of the example; the file takes any number
+_LEAST_TORCH_FOR_ONNX = "2.9"  # 2.6 cannot write the batch normalisation of these networks
+_LONGEST_BATCH = 2**31 - 1  # images; torch 2.6 exports no dimension without a bound
 
 
 def export_ensemble(
@@ -404,9 +406,9 @@ def _as_pt2(
 ) -> tuple[bytes, torch.Tensor]:  # the file; (N, K), what it answers to the images
     """A module as a file of `torch.export`."""
     file = io.BytesIO()
-    any_number = ({0: torch.export.Dim("images")},)
+    any_number = ({0: torch.export.Dim("images", max=_LONGEST_BATCH)},)
     example = images[:_EXPORTED_AT_A_TIME]
-    program = torch.export.export(module, (example,), dynamic_shapes=any_number)
+    program = torch.export.export(module, (example,), dynamic_shapes=any_number, strict=False)
     torch.export.save(program, file, extra_files={"card.md": card})
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()(images)
 
@@ -416,7 +418,7 @@ def _as_onnx(
     images: torch.Tensor,  # (N, C, H, W)
     card: str,  # Markdown
 ) -> tuple[bytes, torch.Tensor]:  # the file; (N, K), what ONNX Runtime answers to the images
-    """A module as an ONNX file. `EdgenesError` where the libraries are missing."""
+    """A module as an ONNX file. `EdgenesError` where the libraries are missing or too old."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx needs it
@@ -425,7 +427,12 @@ def _as_onnx(
             f'ONNX files need {error.name}: run pip install "edgenes[onnx]", '
             "or give a name that ends in .pt2"
         ) from error
-    any_number = ({0: torch.export.Dim("images")},)
+    require(
+        torch.__version__ >= _LEAST_TORCH_FOR_ONNX,
+        f"ONNX files need torch {_LEAST_TORCH_FOR_ONNX}, this is {torch.__version__}: "
+        'run pip install "edgenes[onnx]", or give a name that ends in .pt2',
+    )
+    any_number = ({0: torch.export.Dim("images", max=_LONGEST_BATCH)},)
     program = torch.onnx.export(
         module,
         (images[:_EXPORTED_AT_A_TIME],),

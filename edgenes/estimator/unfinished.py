@@ -25,10 +25,15 @@ from .planning import now
 from ..training import DiskCheckpoint
 
 # %% auto #0
-__all__ = ['SECONDS_BETWEEN', 'NOTES', 'FORMAT', 'Decision', 'identity_of_fit', 'TrainingCheckpoint', 'Unfinished',
-           'remove_unfinished']
+__all__ = ['SECONDS_BETWEEN', 'NOTES', 'FORMAT', 'Decision', 'identity_of_fit', 'changes_of_identity', 'TrainingCheckpoint',
+           'Unfinished', 'UnfinishedTraining', 'remove_unfinished']
 
 # %% ../../nbs/estimator/unfinished.ipynb #unfinid
+_FREE = ("verbose", "device", "n_jobs")  # may differ between the parts of a fit
+_PIXELS = "the images or labels"
+_OPTION = "the option "
+
+
 def identity_of_fit(
     split: Split,  # all labelled images
     classes: Any,  # (K,), the labels behind the codes
@@ -41,16 +46,33 @@ def identity_of_fit(
     total.update(split.labels.contiguous().numpy().data)
     total.update(repr(classes.tolist()).encode())
     options = {
-        f"the option {name}": repr(value)
+        f"{_OPTION}{name}": repr(value)
         for name, value in vars(parameters).items()
-        if name not in ("verbose", "device")
+        if name not in _FREE
     }
     return {
-        "the images or labels": total.hexdigest(),
+        _PIXELS: total.hexdigest(),
         **options,
         "the device": device.type,
         "the version of edgenes": __version__,
     }
+
+
+def changes_of_identity(
+    earlier: dict[str, str],  # of the fit that was stopped
+    present: dict[str, str],  # of the fit that is to go on
+) -> list[str]:  # for each difference the name, the old and the new value
+    """What differs between two fits, in words."""
+    changes = []
+    for name in sorted(earlier.keys() | present.keys()):
+        old, new = earlier.get(name, "not given"), present.get(name, "not given")
+        if old == new:
+            continue
+        if name == _PIXELS:
+            changes.append(f"{name} are others")
+        else:
+            changes.append(f"{name.removeprefix(_OPTION)} was {old[:40]} and is {new[:40]}")
+    return changes
 
 # %% ../../nbs/estimator/unfinished.ipynb #unfintrain
 SECONDS_BETWEEN = 5.0  # two states of a training on the disk
@@ -178,14 +200,11 @@ class Unfinished:
             sound and content_hash(content) == stored.get("hash"),
             f"{folder / NOTES} was changed after it was written: {remedy}",
         )
-        names = self.identity.keys() | stored["identity"].keys()
-        differing = sorted(
-            name for name in names if self.identity.get(name) != stored["identity"].get(name)
-        )
+        changes = changes_of_identity(stored["identity"], self.identity)
         require(
-            not differing,
-            f"{folder} holds an unfinished fit, from which {', '.join(differing[:3])} differ: "
-            f"give the same, to go on with it, or {remedy}",
+            not changes,
+            f"{folder} holds an unfinished fit that is not this one ({'; '.join(changes)}): "
+            f"give what it had, to go on with it, or {remedy}",
         )
         self.notes = stored["notes"]
         self.earlier = stored["seconds"]
@@ -249,6 +268,26 @@ class Unfinished:
         if self._lock is not None:
             self._lock.release()
         self._lock = None
+
+
+class UnfinishedTraining(Unfinished):
+    """One training of a fit, in a process of its own.
+
+    It keeps checkpoints. The notes are left to the process that works with the whole fit.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,  # of the whole fit
+        name: str,  # of the training
+        begin: float,  # when it began, by `time.time`, which all processes share
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.notes[f"{name} begins"] = begin - time.time()
+
+    def write(self) -> None:
+        """Writes nothing."""
 
 
 def _require_unfinished(folder: Path) -> None:

@@ -273,18 +273,20 @@ def _variant_sentences(
     by_variant = variants.set_index("variant")
     measured = by_variant.dropna(subset="calibration_error_share")
     errors = [
-        f"{mean_with_interval(row, 'calibration_error_share', 2)} ({name}, n = {row['n']:.0f})"
+        f"{name} {mean_with_interval(row, 'calibration_error_share', 2)}"
         for name, row in measured.iterrows()
     ]
     accuracies = [
-        f"{mean_with_interval(row, 'accuracy_percent', 1, ' %')} ({name})"
+        f"{name} {mean_with_interval(row, 'accuracy_percent', 1, ' %')}"
         for name, row in by_variant.iterrows()
     ]
-    intervals = "; intervals are 95 % BCa" if by_variant["n"].max() > 1 else ""
+    intervals = " 95 % BCa intervals are in brackets." if by_variant["n"].max() > 1 else ""
+    seeds = sorted({int(n) for n in by_variant["n"]})
+    sample = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
     return [
-        "The mean calibration error as a share of Lambda is "
-        f"{', '.join(errors) or 'not known'}{intervals}.{left_out}",
-        f"The mean accuracy of the networks over lambda is {', '.join(accuracies)}.",
+        "Mean calibration error as a share of Lambda: "
+        f"{'; '.join(errors) or 'not known'} (seeds: {sample}).{intervals}{left_out}",
+        f"Mean test accuracy over lambda: {'; '.join(accuracies)}.",
     ]
 
 

@@ -178,7 +178,7 @@ def result(
     if tests is not None:
         tables["F4_tests"] = tests
         sentences.append(
-            verdict(tests, "zero", "points per edge", "the slope of accuracy with lambda")
+            verdict(tests, "zero", "points per edge", "the slope of accuracy over lambda")
         )
     if read_off:
         sentences.append(read_off_sentence(read_off))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLE', 'REFERENCE', 'SYSTEMS', 'SHARES', 'costs', 'system_at_cost', 'plans', 'hatch_figure', 'hatch_table',
-           'hatch_tests', 'cost_sentences', 'tests_sentence', 'seconds_sentence', 'result']
+           'hatch_tests', 'complete_runs', 'cost_sentences', 'tests_sentence', 'seconds_sentence', 'result']
 
 # %% ../../nbs/experiments/hatch.ipynb #hatex009
 from collections.abc import Mapping
@@ -15,11 +15,19 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..algorithm import Candidate
-from ..report.frames import accuracy_of, spread_of, system_frame, system_records
+from edgenes.report.frames import (
+    accuracy_of,
+    finished_seeds,
+    profile_of,
+    progress_sentence,
+    spread_of,
+    system_frame,
+    system_records,
+)
 from ..report.phrases import counted, listed
 from ..report.plots import figure
 from ..report.result import Result
-from ..statistics import MARGINS, holm, paired_tests, summary
+from ..statistics import MARGINS, holm, paired_tests, summary, verdict
 from ..study.profiles import Profile
 from ..study.records import Records
 from ..study.stages import nearest, trainings_of
@@ -126,6 +134,7 @@ def hatch_figure(
             ax.vlines(x, means["ci_low"], means["ci_high"], color=colours[system], lw=1.2)
         ax.set(xlabel="epochs spent in all (log)", ylabel=label, xscale="log")
         ax.set_xticks(costs_of_frame, [str(epochs) for epochs in costs_of_frame])
+        ax.set_xlim(costs_of_frame[0] / 1.5, costs_of_frame[-1] * 1.5)
         ax.minorticks_off()
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
@@ -160,9 +169,9 @@ def hatch_tests(
     None where no cost has two seeds with every system.
     """
     tables = []
-    for epochs, part in frame.groupby("epochs"):
-        wide = part.pivot(index="seed", columns="system", values=metric).dropna()
-        if len(wide) < 2 or REFERENCE not in wide or wide.shape[1] < 2:
+    for epochs, part in complete_runs(frame).groupby("epochs"):
+        wide = part.pivot(index="seed", columns="system", values=metric)
+        if len(wide) < 2:
             continue
         tests = paired_tests(wide, REFERENCE, MARGINS[metric]).reset_index(names="system")
         tests.insert(0, "epochs", epochs)
@@ -170,54 +179,61 @@ def hatch_tests(
         tables.append(tests)
     return holm(pd.concat(tables, ignore_index=True)) if tables else None
 
+
+def complete_runs(
+    frame: pd.DataFrame,  # of `system_frame`
+) -> pd.DataFrame:
+    """The runs of the seeds that have every system at their cost."""
+    finished = finished_seeds(frame, "epochs", "system", SYSTEMS)
+    is_complete = [seed in finished[epochs] for epochs, seed in zip(frame["epochs"], frame["seed"])]
+    return frame[is_complete]
+
 # %% ../../nbs/experiments/hatch.ipynb #hatex016
 def cost_sentences(
-    table: pd.DataFrame,  # of `hatch_table`
+    table: pd.DataFrame,  # of `hatch_table`, of complete runs
 ) -> list[str]:
-    """Which system is best at each cost, and how far EdgeNES-hatch is from three rivals."""
+    """Which system is best at each cost, and how far EdgeNES-hatch is from three rivals.
+
+    Nothing on a cost with a single seed.
+    """
     sentences = []
-    for epochs, part in table.groupby("epochs"):
+    for epochs, part in table[table["n"] > 1].groupby("epochs"):
         by_system = part.set_index("system")
         accuracy = by_system["accuracy_percent"]
+        nll = by_system["nll_nats"]
         best = accuracy.idxmax()
-        sharpest = by_system["nll_nats"].idxmin()
-        spent = counted(int(epochs), "epoch", "epochs")
+        sharpest = nll.idxmin()
         lowest = "the lowest NLL" if sharpest == best else f"{sharpest} the lowest NLL"
-        sentence = (
-            f"At {spent} in all, {best} has the highest test accuracy ({accuracy[best]:.1f} %) and "
-            f"{lowest} ({by_system['nll_nats'][sharpest]:.2f} nats)"
+        gaps = [
+            _compared(accuracy[REFERENCE] - accuracy[name], name)
+            for name in ("One", "DeepEns", "DeepEns-hatch")
+        ]
+        seeds = counted(int(part["n"].min()), "seed")
+        spent = counted(int(epochs), "epoch", "epochs")
+        sentences.append(
+            f"At {spent} in all ({seeds}), {best} has the highest mean test "
+            f"accuracy ({accuracy[best]:.1f} %) and {lowest} ({nll[sharpest]:.2f} nats). "
+            f"{REFERENCE} has {accuracy[REFERENCE]:.1f} %: {listed(gaps)}."
         )
-        rivals = [name for name in ("One", "DeepEns", "DeepEns-hatch") if name in accuracy]
-        if REFERENCE in accuracy and rivals:
-            gaps = [
-                f"{accuracy[REFERENCE] - accuracy[name]:+.1f} against {name}" for name in rivals
-            ]
-            sentence += f"; {REFERENCE} has {accuracy[REFERENCE]:.1f} % ({listed(gaps)}, in points)"
-        sentences.append(f"{sentence} (n = {part['n'].min():.0f}).")
     return sentences
+
+
+def _compared(points: float, name: str) -> str:
+    """A difference in words: "1.6 points less than One"."""
+    return f"{abs(points):.1f} points {'more' if points > 0 else 'less'} than {name}"
 
 
 def tests_sentence(
     tests: pd.DataFrame | None,  # of `hatch_tests`
-) -> list[str]:
-    """Which differences in accuracy the paired tests support; nothing without tests."""
+) -> str:
+    """What the paired tests of accuracy found, and what they could have found."""
     if tests is None:
-        return ["With fewer than two complete seeds no difference can be tested."]
-    found = tests[tests["p_holm"] < 0.05]
-    sample = counted(int(tests["n"].min()), "seed")
-    if found.empty:
-        return [
-            f"After Holm's correction over all {counted(len(tests), 'comparison')} no difference "
-            f"from {REFERENCE} in accuracy is significant at the 5 % level (n = {sample})."
-        ]
-    names = [
-        f"{row['system']} at {row['epochs']:.0f} epochs ({row['difference']:+.1f} points)"
-        for _, row in found.iterrows()
+        return "No difference can be tested before a second seed has every system."
+    at = [
+        f"{system} at {epochs} epochs" for system, epochs in zip(tests["system"], tests["epochs"])
     ]
-    return [
-        f"After Holm's correction over all {counted(len(tests), 'comparison')}, these differ from "
-        f"{REFERENCE} in accuracy: {listed(names)} (n = {sample})."
-    ]
+    named = tests.drop(columns="epochs").assign(system=at)
+    return verdict(named, REFERENCE)
 
 
 def seconds_sentence(
@@ -251,15 +267,20 @@ def result(
     nll_tests = hatch_tests(frame, "nll_nats")
     if nll_tests is not None:
         tables["hatch_tests_nll"] = nll_tests
+    profile = profile_of(records)
+    finished = finished_seeds(frame, "epochs", "system", SYSTEMS)
     sentences = [
-        *cost_sentences(tables["hatch"]),
-        *tests_sentence(tests),
+        progress_sentence(finished, costs(profile) if profile else []),
+        *cost_sentences(hatch_table(complete_runs(frame))),
+        tests_sentence(tests),
         seconds_sentence(frame),
     ]
+    seeds = frame.groupby("epochs")["seed"].nunique()
+    samples = listed(f"{seeds[epochs]} at {epochs}" for epochs in seeds.index)
     caption = (
         "Test accuracy and NLL against the epochs that a system spends in all: means over seeds "
-        f"with 95 % BCa intervals (n = {counted(frame['seed'].nunique(), 'seed')}). Solid lines "
-        "start from a trunk, dashed ones from scratch, dotted ones are single networks."
+        f"with 95 % BCa intervals (seeds: {samples} epochs). Solid lines start from a trunk, "
+        "dashed ones from scratch; dotted ones are single networks."
     )
     figures = {"hatch": (hatch_figure(frame), caption)}
     return Result([text for text in sentences if text], tables, figures, systems)

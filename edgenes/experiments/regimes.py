@@ -19,12 +19,18 @@ from matplotlib.figure import Figure
 from ..algorithm import Candidate
 from ..genotype import Genotype
 from ..neighbours import deviate
-from ..report.frames import system_frame, system_records
-from ..report.phrases import counted
+from edgenes.report.frames import (
+    finished_seeds,
+    profile_of,
+    progress_sentence,
+    system_frame,
+    system_records,
+)
+from ..report.phrases import counted, listed
 from ..report.plots import figure
 from ..report.result import Result
 from ..retraining import RetrainSettings
-from ..statistics import summary
+from ..statistics import LEVEL, summary
 from ..study.records import Records
 from ..study.systems import ensemble, searched
 from ..study.tasks import EnsembleRun, Plan, Retraining
@@ -146,8 +152,8 @@ def cost_table(
 ) -> pd.DataFrame:
     """Ensembles against one network of alpha* that trains for at least their epochs in all.
 
-    One row per length and lambda: difference in test accuracy (points) and NLL (nats), ensemble
-    minus network, with 95 % intervals over seeds.
+    One row per length and lambda, where some seed has both: difference in test accuracy (points)
+    and NLL (nats), ensemble minus network, with 95 % intervals over seeds.
     """
     most = frame["lambda"].max()
     alone = frame[frame["lambda"] == most].set_index(["seed", "epochs"])
@@ -157,12 +163,16 @@ def cost_table(
         longer = next((length for length in available if length >= MEMBERS * epochs), None)
         if longer is None:
             continue
-        row = {"epochs": epochs, "lambda": lam, "network_epochs": longer}
+        own = part.set_index("seed")
+        rivals = alone[alone.index.get_level_values("epochs") == longer].droplevel("epochs")
+        seeds = own.index.intersection(rivals.index)
+        if seeds.empty:
+            continue
+        row = {"epochs": epochs, "lambda": lam, "network_epochs": longer, "n": len(seeds)}
         for metric in ("accuracy_percent", "nll_nats"):
-            own = part.set_index("seed")[metric]
-            rival = alone.xs(longer, level="epochs")[f"member_{metric}"].reindex(own.index)
-            moments = summary((own - rival).dropna()) if rival.notna().any() else {}
-            row |= {f"{metric}_{name}": moments.get(name) for name in ("mean", "ci_low", "ci_high")}
+            gaps = own.loc[seeds, metric] - rivals.loc[seeds, f"member_{metric}"]
+            moments = summary(gaps)
+            row |= {f"{metric}_{name}": moments[name] for name in ("mean", "ci_low", "ci_high")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -171,7 +181,14 @@ def regimes_figure(
     table: pd.DataFrame,  # of `regimes_table`
 ) -> Figure:
     """Four maps over length and lambda: a member, the ensemble, its gain, and the disagreement."""
-    fig, axes = figure(2, 2, 4.2, 3.2)
+    fig, axes = figure(2, 2, 4.4, 3.2)
+    seeds = table.groupby("epochs")["n"].agg(["min", "max"])
+    labels = [
+        f"{epochs:.0f} (n = {row['min']:.0f})"
+        if row["min"] == row["max"]
+        else f"{epochs:.0f} (n = {row['min']:.0f} to {row['max']:.0f})"
+        for epochs, row in seeds.iterrows()
+    ]
     panels = {
         "member_accuracy_percent": ("one member: test accuracy (%)", ".1f"),
         "accuracy_percent": (f"ensemble of {MEMBERS}: test accuracy (%)", ".1f"),
@@ -182,7 +199,7 @@ def regimes_figure(
     for ax, (column, (title, form)) in zip(axes.flat, panels.items()):
         grid = table.pivot(index="epochs", columns="lambda", values=column)
         grid.columns = grid.columns.astype(int)
-        grid.index = grid.index.astype(int)
+        grid.index = labels
         sns.heatmap(
             grid,
             ax=ax,
@@ -192,52 +209,85 @@ def regimes_figure(
             cbar=False,
             annot_kws={"fontsize": 8},
         )
-        ax.set(title=title, xlabel=sharing, ylabel="epochs")
+        ax.set(title=title, xlabel=sharing, ylabel="epochs (n: seeds)")
+        ax.tick_params(axis="y", rotation=0)
     return fig
 
 # %% ../../nbs/experiments/regimes.ipynb #reg020
 def regime_sentences(
-    table: pd.DataFrame,  # of `regimes_table`
+    frame: pd.DataFrame,  # of `regimes_frame`
+    finished: Mapping[int, list[int]],  # seeds with every lambda, by epochs
 ) -> list[str]:
-    """What distance costs and gives, and which lambda is best, at the shortest and longest."""
+    """What distance costs and gives, and which lambda is best, at the shortest and longest.
+
+    Of the lengths that at least two seeds have with every lambda.
+    """
+    decisive = [epochs for epochs, seeds in finished.items() if len(seeds) > 1]
+    if not decisive:
+        return []
     sentences = []
-    for epochs in sorted({table["epochs"].min(), table["epochs"].max()}):
-        part = table[table["epochs"] == epochs].set_index("lambda")
-        far = part.loc[part.index.min()]
-        near = part.loc[part.index.max()]
-        best = part["accuracy_percent"].idxmax()
-        length = counted(int(epochs), "epoch", "epochs")
+    for epochs in sorted({min(decisive), max(decisive)}):
+        runs = frame[(frame["epochs"] == epochs) & frame["seed"].isin(finished[epochs])]
+        means = runs.groupby("lambda")[["member_accuracy_percent", "gain_points"]].mean()
+        far = means.loc[means.index.min()]
+        near = means.loc[means.index.max()]
+        lost = far["member_accuracy_percent"] - near["member_accuracy_percent"]
         sentences.append(
-            f"After {length} a member that shares {part.index.min():.0f} edges with alpha* has "
-            f"{far['member_accuracy_percent'] - near['member_accuracy_percent']:+.1f} points "
-            f"against a copy, and averaging adds {far['gain_points']:.1f} points instead of "
-            f"{near['gain_points']:.1f}; the ensemble is best at lambda = {best:.0f} "
-            f"({part['accuracy_percent'][best]:.1f} %, copies {near['accuracy_percent']:.1f} %, "
-            f"n = {part['n'].min():.0f})."
+            f"After {counted(epochs, 'epoch', 'epochs')} ({counted(len(finished[epochs]), 'seed')})"
+            f" a member that shares {means.index.min():.0f} edges with alpha* is "
+            f"{abs(lost):.1f} points {'more' if lost > 0 else 'less'} accurate than a copy of "
+            f"alpha*; averaging adds {far['gain_points']:.1f} points to such members and "
+            f"{near['gain_points']:.1f} to copies. {_best_lambda(runs)}"
         )
     return sentences
+
+
+def _best_lambda(runs: pd.DataFrame) -> str:
+    """At which lambda the ensemble of one length is best, beside copies of alpha*."""
+    accuracy = runs.pivot(index="seed", columns="lambda", values="accuracy_percent")
+    copies = accuracy.columns.max()
+    best = accuracy.mean().idxmax()
+    sentence = f"The ensemble is best at lambda = {best:.0f}, with {accuracy[best].mean():.1f} %"
+    if best == copies:
+        return f"{sentence}: as copies of alpha*."
+    gain = summary(accuracy[best] - accuracy[copies])
+    return (
+        f"{sentence}; copies of alpha* have {accuracy[copies].mean():.1f} % "
+        f"(difference {gain['mean']:+.1f} points, 95 % interval {gain['ci_low']:+.1f} to "
+        f"{gain['ci_high']:+.1f}; {_sample(len(accuracy))})."
+    )
+
+
+def _sample(seeds: int) -> str:
+    """How many seeds there are, or that so few cannot decide whether a difference is there."""
+    if 2.0 ** (1 - seeds) >= LEVEL:
+        return f"{counted(seeds, 'seed')} cannot decide"
+    return f"n = {seeds}"
 
 
 def cost_sentence(
     compared: pd.DataFrame,  # of `cost_table`
 ) -> list[str]:
-    """From which length on an ensemble beats one network of its cost; nothing without pairs."""
-    if compared.empty:
+    """From which length on an ensemble beats one network of its cost.
+
+    Nothing where no length has two seeds of both.
+    """
+    several = compared[compared["n"] > 1] if len(compared) else compared
+    if several.empty:
         return []
-    best = compared.loc[compared.groupby("epochs")["accuracy_percent_mean"].idxmax()]
+    best = several.loc[several.groupby("epochs")["accuracy_percent_mean"].idxmax()]
     ahead = best[best["accuracy_percent_mean"] > 0]
+    cost = "one network that trains for at least as many epochs as the ensemble in all"
     if ahead.empty:
-        return [
-            "At no length that was compared does an ensemble have a higher accuracy than one "
-            "network of at least its epochs in all."
-        ]
+        lengths_ = listed([f"{epochs:.0f}" for epochs in best["epochs"]])
+        return [f"With members of {lengths_} epochs no ensemble is more accurate than {cost}."]
     first = ahead.iloc[0]
-    length = counted(int(first["epochs"]), "epoch", "epochs")
     return [
-        f"The shortest training at which an ensemble has a higher accuracy than one network of at "
-        f"least its epochs in all is {length} a member, at lambda = {first['lambda']:.0f} "
-        f"({first['accuracy_percent_mean']:+.1f} points, 95 % interval "
-        f"{first['accuracy_percent_ci_low']:+.1f} to {first['accuracy_percent_ci_high']:+.1f})."
+        f"The shortest training with which an ensemble is more accurate than {cost} is "
+        f"{counted(int(first['epochs']), 'epoch', 'epochs')} a member, at lambda = "
+        f"{first['lambda']:.0f}: {first['accuracy_percent_mean']:+.1f} points (95 % interval "
+        f"{first['accuracy_percent_ci_low']:+.1f} to {first['accuracy_percent_ci_high']:+.1f}; "
+        f"{_sample(int(first['n']))})."
     ]
 
 # %% ../../nbs/experiments/regimes.ipynb #reg022
@@ -254,10 +304,17 @@ def result(
     compared = cost_table(frame)
     if len(compared):
         tables["F5_cost"] = compared
-    sentences = [*regime_sentences(tables["F5"]), *cost_sentence(compared)]
+    profile = profile_of(records)
+    planned = lengths(profile.budget.retrain.epochs) if profile else []
+    lambdas = range(profile.space.max_shared + 1) if profile else frame["lambda"].unique()
+    finished = finished_seeds(frame, "epochs", "lambda", lambdas)
+    sentences = [
+        progress_sentence(finished, planned),
+        *regime_sentences(frame, finished),
+        *cost_sentence(compared),
+    ]
     caption = (
         "Means over seeds of single members and of ensembles, by the epochs of a member (rows) and "
-        "the edges that each shares with alpha* (columns); "
-        f"n = {counted(frame['seed'].nunique(), 'seed')}."
+        "the edges that each shares with alpha* (columns); n is the number of seeds."
     )
     return Result(sentences, tables, {"F5": (regimes_figure(tables["F5"]), caption)}, systems)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLE', 'REFERENCE', 'SCHEDULES', 'AVERAGE_FROM', 'lengths', 'settings_of', 'trained_network', 'plans',
-           'schedule_figure', 'schedule_table', 'chosen_sentence', 'result']
+           'schedule_figure', 'schedule_table', 'compared_runs', 'chosen_sentence', 'result']
 
 # %% ../../nbs/experiments/schedule.ipynb #sched009
 from collections.abc import Mapping
@@ -19,12 +19,14 @@ from ..algorithm import Candidate
 from ..neighbours import random_genotype
 from edgenes.report.frames import (
     accuracy_of,
-    complete_seeds,
+    finished_seeds,
+    profile_of,
+    progress_sentence,
     spread_of,
     system_frame,
     system_records,
 )
-from ..report.phrases import counted
+from ..report.phrases import counted, listed
 from ..report.plots import figure, mean_line
 from ..report.result import Result
 from ..retraining import RetrainSettings
@@ -145,27 +147,42 @@ def schedule_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/schedule.ipynb #sched017
+def compared_runs(
+    frame: pd.DataFrame,  # of `system_frame`
+) -> pd.DataFrame:
+    """The runs that are compared: of the lengths that most seeds have with every schedule.
+
+    Empty where no seed has every schedule at any length.
+    """
+    finished = finished_seeds(frame, "epochs", "system", SCHEDULES)
+    most = max(map(len, finished.values()), default=0)
+    shared = [set(seeds) for seeds in finished.values() if len(seeds) == most]
+    seeds = set.intersection(*shared) if most else set()
+    lengths_of_most = [epochs for epochs, there in finished.items() if len(there) == most]
+    return frame[frame["epochs"].isin(lengths_of_most) & frame["seed"].isin(seeds)]
+
+
 def chosen_sentence(
-    table: pd.DataFrame,  # of `schedule_table`
-    wide: pd.DataFrame,  # mean over lengths: one row per complete seed, one column per schedule
-    left_out: str,  # the sentence on seeds that are not complete, or nothing
+    runs: pd.DataFrame,  # of `compared_runs`
 ) -> str:
-    """The schedule that validation images choose, and what it gains at each length."""
-    if wide.empty or REFERENCE not in wide:
-        return f"No seed has every schedule and length:{left_out}"
-    best = wide.mean().idxmax()
-    accuracy = table.set_index(["schedule", "epochs"])["accuracy_percent"]
-    gains = []
-    for epochs in sorted(table["epochs"].unique()):
-        gain = accuracy[best, epochs] - accuracy[REFERENCE, epochs]
-        length = counted(int(epochs), "epoch", "epochs")
-        gains.append(f"{gain:+.1f} points at {length}")
-    sample = counted(len(wide), "seed")
+    """The schedule that validation images choose, and what it gains at each length.
+
+    Nothing from fewer than two seeds.
+    """
+    if runs["seed"].nunique() < 2:
+        return ""
+    seeds = counted(runs["seed"].nunique(), "seed")
+    accuracy = runs.groupby(["epochs", "system"])["val_accuracy_percent"].mean().unstack()
+    best = accuracy.mean().idxmax()
     if best == REFERENCE:
-        return f"Over {sample} no schedule is better than the paper's on average.{left_out}"
+        return f"Over {seeds} no schedule is better than the paper's on average."
+    gains = [
+        f"{row[best] - row[REFERENCE]:+.1f} points at {counted(int(epochs), 'epoch', 'epochs')}"
+        for epochs, row in accuracy.iterrows()
+    ]
     return (
-        f"Over {sample} the schedule with the highest mean validation accuracy is "
-        f'"{best}": {", ".join(gains)} against the paper\'s.{left_out}'
+        f'Over {seeds}, "{best}" has the highest mean validation accuracy: {listed(gains)} '
+        "against the schedule of the paper."
     )
 
 # %% ../../nbs/experiments/schedule.ipynb #sched019
@@ -179,17 +196,21 @@ def result(
     if frame.empty:
         return None
     tables = {"schedule": schedule_table(frame)}
-    values = frame.pivot(index="seed", columns=["system", "epochs"], values="val_accuracy_percent")
-    complete, left_out = complete_seeds(values)
-    wide = complete.T.groupby(level="system").mean().T
-    sentences = [chosen_sentence(tables["schedule"], wide, left_out)]
-    if len(wide) > 1 and REFERENCE in wide and wide.shape[1] > 1:
+    profile = profile_of(records)
+    planned = lengths(profile.budget.retrain.epochs) if profile else []
+    finished = finished_seeds(frame, "epochs", "system", SCHEDULES)
+    compared = compared_runs(frame)
+    sentences = [progress_sentence(finished, planned), chosen_sentence(compared)]
+    if compared["seed"].nunique() > 1:
+        wide = compared.groupby(["seed", "system"])["val_accuracy_percent"].mean().unstack()
         tables["schedule_tests"] = paired_tests(wide, REFERENCE).reset_index(names="schedule")
-        what = "the mean validation accuracy over the lengths"
-        sentences.append(verdict(tables["schedule_tests"], "the paper's schedule", what=what))
+        what = f"mean validation accuracy at {listed(map(str, compared['epochs'].unique()))} epochs"
+        sentences.append(verdict(tables["schedule_tests"], "the schedule of the paper", what=what))
+    seeds = frame.groupby("epochs")["seed"].nunique()
+    samples = listed(f"{seeds[epochs]} at {epochs}" for epochs in seeds.index)
     caption = (
-        "What each schedule gains over the paper's on validation images, by the epochs of the "
-        "training; means over seeds with 95 % BCa intervals "
-        f"(n = {counted(frame['seed'].nunique(), 'seed')})."
+        "What each schedule gains over that of the paper on validation images, by the epochs of "
+        f"the training; means over seeds with 95 % BCa intervals (seeds: {samples} epochs)."
     )
+    sentences = [sentence for sentence in sentences if sentence]
     return Result(sentences, tables, {"schedule": (schedule_figure(frame), caption)}, networks)

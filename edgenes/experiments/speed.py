@@ -416,7 +416,8 @@ def _sentences(tables: Mapping[str, pd.DataFrame], note: str) -> list[str]:
     sentences[-1] += note
     tests = tables.get("F2_tests")
     if tests is not None:
-        sentences.append(verdict(tests, "DartsEns", what="the mean height of EdgeNES's curve"))
+        named = tests.assign(AUC="the curve " + tests["AUC"])
+        sentences.append(verdict(named, "DartsEns", what="the mean height of EdgeNES's curve"))
     if "F2_starts" in tables:
         sentences.append(starts_sentence(tables["F2_starts"]))
     return [*sentences, goal_sentence(tables["F2_threshold"])]

@@ -5,21 +5,19 @@
 # %% ../../nbs/report/claims.ipynb #claims0002
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import pandas as pd
 
-from .phrases import counted
 from .result import Result
-from ..statistics import calibration_error, spearman, summary
+from ..statistics import LEVEL, calibration_error, least_p_holm, spearman, summary
 
 # %% auto #0
-__all__ = ['Tables', 'Published', 'SUPPORTED', 'NOT_SUPPORTED', 'UNDECIDED', 'NOT_RUN', 'CONTROL', 'MARGIN', 'QUALITY', 'SPEED',
-           'THEOREM', 'CLAIMS', 'Finding', 'Claim', 'above', 'positive', 'difference_in_words', 'better_than',
-           'higher_curve', 'finding', 'claims_table', 'verdict_sentences', 'claims_result']
+__all__ = ['Tables', 'Published', 'SUPPORTED', 'NOT_SUPPORTED', 'UNDECIDED', 'CANNOT', 'NOT_RUN', 'CONTROL', 'MARGIN', 'QUALITY',
+           'SPEED', 'THEOREM', 'CLAIMS', 'Finding', 'Claim', 'above', 'row_of', 'positive', 'difference_in_words',
+           'briefly', 'better_than', 'higher_curve', 'finding', 'claims_table']
 
 # %% ../../nbs/report/claims.ipynb #claims0005
 Tables: TypeAlias = Mapping[str, pd.DataFrame]  # of all experiments, by name
@@ -28,6 +26,7 @@ Published: TypeAlias = Mapping[str, Any]  # the printed numbers
 SUPPORTED = "supported"
 NOT_SUPPORTED = "not supported"
 UNDECIDED = "undecided"
+CANNOT = "cannot be decided"  # with so few seeds, whatever comes out
 NOT_RUN = "not run"
 
 
@@ -35,9 +34,10 @@ NOT_RUN = "not run"
 class Finding:
     """What the records say about a claim."""
 
-    verdict: str  # one of the four above
+    verdict: str  # one of those above
     ours: str = "–"  # the numbers, in words
     n: int | None = None  # seeds
+    brief: str = ""  # the main number, for a list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +47,45 @@ class Claim:
     name: str  # in a few words
     text: str
     source: str  # slides, paper, or both
+    family: str = ""  # how the names of like claims begin, such as "EdgeNES more accurate than "
     experiment: str  # whose notebook shows the evidence
     printed: Callable[[Published], str]  # what the source shows for it
     found: Callable[[Tables], Finding]  # raises `KeyError` where a table is not there
 
 
 def above(
-    low: float,  # end of a 95 % interval, nan where there is none
+    low: float,  # end of a 95 % interval
     high: float,  # the other end
     bound: float,
+    n: int,  # seeds
 ) -> str:
     """The verdict on "it is above this bound" by an interval."""
+    if 2.0 ** (1 - n) >= LEVEL:
+        return CANNOT
     if low > bound:
         return SUPPORTED
     return NOT_SUPPORTED if high < bound else UNDECIDED
 
 
+def row_of(
+    family: pd.DataFrame,  # rows of `paired_tests` that were corrected together
+    column: str,  # that names the rows
+    name: str,
+) -> pd.Series:
+    """One test of a family, with the least p that it could have had; `KeyError` if it is absent."""
+    return family.assign(p_least_holm=least_p_holm(family)).set_index(column).loc[name]
+
+
 def positive(
-    row: pd.Series,  # of `paired_tests`
+    row: pd.Series,  # of `row_of`
     sign: int = 1,  # -1: the claim is that the difference is negative
 ) -> str:
     """The verdict on "there is a positive difference" by a paired test."""
-    if row["p_holm"] < 0.05:
+    if row["p_holm"] < LEVEL:
         return SUPPORTED if sign * row["difference"] > 0 else NOT_SUPPORTED
-    return NOT_SUPPORTED if row["p_equivalent_holm"] < 0.05 else UNDECIDED
+    if row["p_equivalent_holm"] < LEVEL:
+        return NOT_SUPPORTED
+    return UNDECIDED if row["p_least_holm"] < LEVEL else CANNOT
 
 
 def difference_in_words(
@@ -82,6 +97,15 @@ def difference_in_words(
     ends = sorted(sign * row[end] for end in ("ci_low", "ci_high"))
     interval = f"95 % interval {ends[0]:+.2f} to {ends[1]:+.2f}, " if pd.notna(ends[0]) else ""
     return f"{sign * row['difference']:+.2f} {unit} ({interval}p = {row['p_holm']:.2g} after Holm)"
+
+
+def briefly(
+    row: pd.Series,  # of `paired_tests`
+    sign: int = 1,  # -1: of the other side minus this one
+    unit: str = "points",
+) -> str:
+    """A difference with its p alone."""
+    return f"{sign * row['difference']:+.2f} {unit}, p = {row['p_holm']:.2g}"
 
 # %% ../../nbs/report/claims.ipynb #claims0008
 def _control_printed(published: Published) -> str:
@@ -100,11 +124,12 @@ def _control_found(tables: Tables) -> Finding:
     interval = ""
     if len(errors) > 1:
         interval = f" (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
+    mean = f"{moments['mean']:.2f} edges from lambda on average"
     return Finding(
-        above(-moments["ci_high"], -moments["ci_low"], -0.5),
-        f"{moments['mean']:.2f} edges from lambda on average{interval}; half an edge would be "
-        "the error of a dial that is off by rounding",
+        above(-moments["ci_high"], -moments["ci_low"], -0.5, len(errors)),
+        f"{mean}{interval}; the bound is half an edge",
         len(errors),
+        mean,
     )
 
 
@@ -118,9 +143,9 @@ def _distance_printed(published: Published) -> str:
 
 
 def _distance_found(tables: Tables) -> Finding:
-    row = tables["F4_tests"].set_index("system").loc["hypernetwork"]
+    row = row_of(tables["F4_tests"], "system", "hypernetwork")
     words = difference_in_words(row, unit="points of accuracy per shared edge")
-    return Finding(positive(row), words, int(row["n"]))
+    return Finding(positive(row), words, int(row["n"]), briefly(row, unit="points per edge"))
 
 
 def _deviation_printed(published: Published) -> str:
@@ -133,8 +158,10 @@ def _deviation_printed(published: Published) -> str:
 
 
 def _deviation_found(tables: Tables) -> Finding:
-    row = tables["T1_tests"].set_index("lambda").loc["mean"]
-    return Finding(positive(row), f"{difference_in_words(row)}, mean over lambda", int(row["n"]))
+    tests = tables["T1_tests"]
+    row = row_of(tests[tests["lambda"] == "mean"], "lambda", "mean")  # a family of its own
+    words = f"{difference_in_words(row)}, mean over lambda"
+    return Finding(positive(row), words, int(row["n"]), briefly(row))
 
 
 CONTROL = (
@@ -184,7 +211,7 @@ def _printed_pair(published: Published, system: str) -> str:
 
 def _compared(tables: Tables, system: str) -> tuple[pd.Series, str]:
     """The test of EdgeNES against a system, and its words."""
-    row = tables["T2_tests_accuracy"].set_index("system").loc[system]
+    row = row_of(tables["T2_tests_accuracy"], "system", system)
     accuracy = tables["T2"].set_index("system")["accuracy_percent"]
     words = (
         f"{accuracy['EdgeNES']:.1f} against {accuracy[system]:.1f} %: "
@@ -201,10 +228,12 @@ def better_than(
 
     def found(tables: Tables) -> Finding:
         row, words = _compared(tables, system)
-        return Finding(positive(row, -1), words, int(row["n"]))
+        return Finding(positive(row, -1), words, int(row["n"]), briefly(row, -1))
 
+    family = "EdgeNES more accurate than "
     return Claim(
-        name=f"more accurate than {system}",
+        name=f"{family}{system}",
+        family=family,
         text=f"EdgeNES is more accurate than {system}.",
         source=source,
         experiment="quality",
@@ -215,8 +244,10 @@ def better_than(
 
 def _no_harm_found(tables: Tables) -> Finding:
     row, words = _compared(tables, "DartsEns")
-    verdict = above(-row["ci_high"], -row["ci_low"], -MARGIN)
-    return Finding(verdict, f"{words}; the margin is {MARGIN:g} point", int(row["n"]))
+    seeds = int(row["n"])
+    verdict = above(-row["ci_high"], -row["ci_low"], -MARGIN, seeds)
+    brief = f"{-row['difference']:+.2f} points, margin {MARGIN:g}"
+    return Finding(verdict, f"{words}; the margin is {MARGIN:g} point", seeds, brief)
 
 
 def _hours(published: Published, system: str) -> str:
@@ -235,7 +266,9 @@ def _cheaper_found(tables: Tables) -> Finding:
         f"its searches cost {search:.2f} times as much; with the retraining of all candidates "
         f"it costs {total:.2f} times as much"
     )
-    return Finding(SUPPORTED if search < 1 else NOT_SUPPORTED, words, int(ours["n"]))
+    in_all = f"dearer in all, {total:.2f}" if total > 1 else f"{total:.2f} in all"
+    brief = f"{search:.2f} times the cost, {'but' if search < 1 < total else 'and'} {in_all} times"
+    return Finding(SUPPORTED if search < 1 else NOT_SUPPORTED, words, int(ours["n"]), brief)
 
 
 def _free_found(tables: Tables) -> Finding:
@@ -243,7 +276,8 @@ def _free_found(tables: Tables) -> Finding:
     seconds = systems.loc["Random-NES", "total_seconds"]
     share = seconds / systems.loc["EdgeNES", "total_seconds"]
     words = f"{seconds:.0f} s for its retrainings, {share:.2f} times what EdgeNES costs in all"
-    return Finding(NOT_SUPPORTED, words, int(systems.loc["Random-NES", "n"]))
+    brief = f"{share:.2f} times the cost of EdgeNES"
+    return Finding(NOT_SUPPORTED, words, int(systems.loc["Random-NES", "n"]), brief)
 
 
 QUALITY = (
@@ -262,7 +296,7 @@ QUALITY = (
         found=_no_harm_found,
     ),
     Claim(
-        name="cheaper search than DartsEns",
+        name="search cheaper than that of DartsEns",
         text="The search of EdgeNES costs less than the independent searches of DartsEns.",
         source="slides, paper",
         experiment="quality",
@@ -298,8 +332,9 @@ def higher_curve(
     """The finding on "the curve of EdgeNES is higher" over one axis."""
 
     def found(tables: Tables) -> Finding:
-        row = tables["F2_tests"].set_index("AUC").loc[axis]
-        return Finding(positive(row), f"mean height {difference_in_words(row)}", int(row["n"]))
+        row = row_of(tables["F2_tests"], "AUC", axis)
+        words = f"mean height {difference_in_words(row)}"
+        return Finding(positive(row), words, int(row["n"]), briefly(row))
 
     return found
 
@@ -313,17 +348,17 @@ def _annealing_printed(published: Published) -> str:
 
 def _annealing_found(tables: Tables) -> Finding:
     tests = tables["T3_tests"]
-    verdicts = {positive(row, -1) for _, row in tests.iterrows()}
-    words = "; ".join(
-        f"{difference_in_words(row, -1)} over {row['schedule']}" for _, row in tests.iterrows()
-    )
+    rows = [row_of(tests, "schedule", name) for name in tests["schedule"]]
+    verdicts = {positive(row, -1) for row in rows}
     verdict = verdicts.pop() if len(verdicts) == 1 else UNDECIDED
-    return Finding(verdict, words, int(tests["n"].min()))
+    words = "; ".join(f"{difference_in_words(row, -1)} over {row.name}" for row in rows)
+    brief = " and ".join(f"{-row['difference']:+.2f}" for row in rows)
+    return Finding(verdict, words, int(tests["n"].min()), f"{brief} points")
 
 
 SPEED = (
     Claim(
-        name="higher curve over iterations",
+        name="good ensemble sooner than DartsEns, in iterations",
         text="EdgeNES has a good ensemble sooner than DartsEns, counted in iterations.",
         source="slides, paper",
         experiment="speed",
@@ -331,7 +366,7 @@ SPEED = (
         found=higher_curve("over iterations"),
     ),
     Claim(
-        name="higher curve over seconds",
+        name="good ensemble sooner than DartsEns, in seconds",
         text="EdgeNES has a good ensemble sooner than DartsEns, counted in time.",
         source="slides",
         experiment="speed",
@@ -359,7 +394,8 @@ def _formula_found(tables: Tables) -> Finding:
         f"{slides['formula']:.4f}, with lambda from U{{1..Lambda}}; the lambda of the training "
         f"has {training['formula']:.2f}"
     )
-    return Finding(SUPPORTED if holds else NOT_SUPPORTED, words)
+    brief = f"{slides['formula']:.4f} edges, {slides['enumeration']:.4f} by enumeration"
+    return Finding(SUPPORTED if holds else NOT_SUPPORTED, words, brief=brief)
 
 
 def _with_interval(values: pd.Series) -> tuple[str, dict[str, float]]:
@@ -373,22 +409,25 @@ def _with_interval(values: pd.Series) -> tuple[str, dict[str, float]]:
 def _more_edges_found(tables: Tables) -> Finding:
     overlaps = tables["TH_counted"]
     words, moments = _with_interval(overlaps["pairs_of_optimum"] / overlaps["max_shared"])
-    verdict = above(moments["ci_low"], moments["ci_high"], 1)
-    return Finding(verdict, f"{words} times as many, counted in the trainings", len(overlaps))
+    seeds = len(overlaps)
+    verdict = above(moments["ci_low"], moments["ci_high"], 1, seeds)
+    brief = f"{moments['mean']:.2f} times as many"
+    return Finding(verdict, f"{words} times as many, counted in the trainings", seeds, brief)
 
 
 def _together_found(tables: Tables) -> Finding:
     overlaps = tables["TH_counted"]
     words, moments = _with_interval(overlaps["pairs_of_all"] / overlaps["distinct_of_all"])
-    verdict = above(moments["ci_low"], moments["ci_high"], 1)
+    seeds = len(overlaps)
+    verdict = above(moments["ci_low"], moments["ci_high"], 1, seeds)
     words = f"an edge that a step updates and that the ensemble has belongs to {words} members"
-    return Finding(verdict, words, len(overlaps))
+    return Finding(verdict, words, seeds, f"{moments['mean']:.2f} members per edge")
 
 
 def _size_found(tables: Tables) -> Finding:
-    row = tables["TH_size_tests"].set_index("system").loc["EdgeNES"]
+    row = row_of(tables["TH_size_tests"], "system", "EdgeNES")
     words = f"all candidates of EdgeNES against one: {difference_in_words(row)}"
-    return Finding(positive(row), words, int(row["n"]))
+    return Finding(positive(row), words, int(row["n"]), briefly(row))
 
 
 THEOREM = (
@@ -402,7 +441,7 @@ THEOREM = (
         found=_formula_found,
     ),
     Claim(
-        name="a step updates more edges",
+        name="a step updates more edges than in DartsEns",
         text="A step of EdgeNES updates more edges of the final ensemble than one of DartsEns, "
         "which updates at most Lambda.",
         source="paper",
@@ -442,11 +481,15 @@ def finding(
     claim: Claim,
     tables: Tables,
 ) -> Finding:
-    """What the tables say about a claim; `NOT_RUN` where a table or a system in it is absent."""
+    """What the tables say about a claim; `NOT_RUN` where a table or a system in it is absent.
+
+    One seed decides nothing, whatever the claim.
+    """
     try:
-        return claim.found(tables)
+        found = claim.found(tables)
     except KeyError:
         return Finding(NOT_RUN)
+    return replace(found, verdict=CANNOT) if found.n == 1 else found
 
 
 def claims_table(
@@ -463,54 +506,14 @@ def claims_table(
             {
                 "claim": claim.text,
                 "name": claim.name,
+                "family": claim.family,
                 "source": claim.source,
                 "printed": claim.printed(published) if published else "–",
                 "here": found.ours,
                 "n": found.n,
                 "verdict": found.verdict,
+                "brief": found.brief,
                 "experiment": claim.experiment,
             }
         )
     return pd.DataFrame(rows).astype({"n": "Int64"})
-
-
-def verdict_sentences(
-    table: pd.DataFrame,  # of `claims_table`
-) -> list[str]:
-    """How many claims have each verdict, and their names where runs decide."""
-    counts = Counter(table["verdict"])
-    words = {
-        SUPPORTED: f"Supported ({counts[SUPPORTED]} of {counted(len(table), 'claim')})",
-        NOT_SUPPORTED: f"Not supported ({counts[NOT_SUPPORTED]})",
-        UNDECIDED: f"Undecided with so few seeds ({counts[UNDECIDED]})",
-        NOT_RUN: f"Not run here ({counts[NOT_RUN]})",
-    }
-    sentences = []
-    for verdict, start in words.items():
-        if counts[verdict] and verdict == NOT_RUN:
-            sentences.append(f"{start}.")
-        elif counts[verdict]:
-            names = "; ".join(table.loc[table["verdict"] == verdict, "name"])
-            sentences.append(f"{start}: {names}.")
-    return sentences
-
-
-def claims_result(
-    results: Mapping[str, Result],  # by experiment
-    published: Published,
-) -> Result:
-    """The verdicts as a result of their own, with the table `claims`."""
-    table = claims_table(results, published)
-    experiments = set(table.loc[table["verdict"] != NOT_RUN, "experiment"])
-    sources = {
-        record["hash"]: record
-        for name, result in results.items()
-        if name in experiments
-        for record in result.sources
-    }
-    return Result(
-        verdict_sentences(table),
-        {"claims": table},
-        sources=list(sources.values()),
-        title="Claims of slides and paper, and verdicts",
-    )

@@ -5,20 +5,23 @@
 # %% ../../nbs/report/frames.ipynb #aaa8002report
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ..core import require
-from .phrases import agreeing, counted
+from ..core import read_json, require
+from .phrases import agreeing, counted, listed
 from ..statistics import calibration_error, spearman, summary
+from ..study.profiles import PROFILES, Profile
 from ..study.records import Records, all_records
 from ..study.tasks import EnsembleRun, HypernetworkTraining
 
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'accuracy_of', 'spread_of', 'system_records', 'system_frame', 'hypernetwork_records',
-           'calibration_table', 'calibration_errors', 'complete_seeds']
+           'calibration_table', 'calibration_errors', 'complete_seeds', 'profile_of', 'finished_seeds',
+           'progress_sentence']
 
 # %% ../../nbs/report/frames.ipynb #frames0001
 def accuracy_of(
@@ -178,3 +181,66 @@ def complete_seeds(
     are = agreeing(left_out, "is", "are")
     sentence = f" {left_out} of {counted(len(wide), 'seed')} {lack} a run and {are} left out."
     return complete, sentence
+
+# %% ../../nbs/report/frames.ipynb #69887f53
+def profile_of(
+    records: Records,
+) -> Profile | None:
+    """The profile whose runs a folder holds.
+
+    None where the folder names none, or where parameters of it were changed.
+    """
+    path = records.folder / "profile.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    profile = PROFILES.get(str(found.get("name"))) if isinstance(found, dict) else None
+    if profile is None:
+        return None
+    described = json.loads(json.dumps(profile.describe()))
+    return profile if described.items() <= found.items() else None
+
+
+def finished_seeds(
+    frame: pd.DataFrame,  # one row per run
+    part: str,  # column whose values are the parts of an experiment: epochs
+    run: str,  # column whose values are the runs of a part: system
+    wanted: Collection[Any],  # runs that a part has when it is finished
+) -> dict[Any, list[int]]:
+    """The seeds that have every run, by part; a part without such a seed has none."""
+    finished = {}
+    for value, rows in frame.groupby(part):
+        runs = rows.groupby("seed")[run].agg(set)
+        finished[value] = [int(seed) for seed, there in runs.items() if set(wanted) <= there]
+    return finished
+
+
+def progress_sentence(
+    finished: Mapping[int, Collection[int]],  # seeds, by epochs
+    planned: Collection[int],  # numbers of epochs; empty where they are not known
+) -> str:
+    """Which numbers of epochs are finished with how many seeds, begun, and still to be run."""
+    there = {epochs: len(seeds) for epochs, seeds in finished.items() if len(seeds)}
+    begun = [epochs for epochs in finished if epochs not in there]
+    missing = [epochs for epochs in planned if epochs not in finished]
+    samples = [
+        f"{counted(epochs, 'epoch', 'epochs')} ({counted(seeds, 'seed')})"
+        for epochs, seeds in there.items()
+    ]
+    parts = {
+        "Finished": ", ".join(samples),
+        "Begun": _lengths(begun),
+        "Still to be run": _lengths(missing),
+    }
+    sentences = [f"{name}: {text}." for name, text in parts.items() if text]
+    if 1 in there.values():
+        sentences.append("One seed decides nothing; its numbers are in the table alone.")
+    return " ".join(sentences)
+
+
+def _lengths(numbers: Sequence[int]) -> str:
+    """Numbers of epochs in words: "2, 5 and 10 epochs"."""
+    if not numbers:
+        return ""
+    *fewer, most = numbers
+    return listed([*map(str, fewer), counted(most, "epoch", "epochs")])

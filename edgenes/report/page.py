@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,20 @@ import jinja2
 import pandas as pd
 
 from ..core import EdgenesError, read_json, write_atomic
-from .claims import NOT_RUN, claims_result
+from .claims import CANNOT, NOT_RUN
 from .dial import Position, caption, picture, positions
 from .frames import hypernetwork_records
+from .hours import hours_result
 from .phrases import agreeing, counted
+from .readme import LONG, leading_profile
 from .result import Result, record_name, save_result
 from .tables import readable
+from .verdicts import claims_result, counts_sentence, headlines
 from ..study.records import Records, all_records
 from ..study.workspace import project_root
 
 # %% auto #0
-__all__ = ['about', 'report_page', 'dial_page', 'dial_subject', 'write_report']
+__all__ = ['about', 'scale', 'report_page', 'dial_page', 'dial_subject', 'write_report']
 
 # %% ../../nbs/report/page.ipynb #aaa8019c
 def about(
@@ -76,6 +80,49 @@ def _budget_sentence(profile: Mapping[str, Any], records: Records) -> str:
         f"N = {budget['candidates']} candidates, ensembles of n = {budget['members']}, "
         f"selection by {budget['criterion']}; "
         f"{counted(len(seeds), 'seed')}, fewer where a sentence says so."
+    )
+
+
+def scale(
+    results: Mapping[str, Result],  # by experiment
+    published: Mapping[str, Any],  # the printed numbers; may be empty
+) -> list[str]:
+    """How accurate one network is beside the printed one, and what EdgeNES costs.
+
+    Nothing on a system that is not in T2.
+    """
+    if "quality" not in results:
+        return []
+    systems = results["quality"].tables["T2"].set_index("system")
+    sentences = []
+    if "DARTS" in systems.index:
+        sentence = (
+            "One network of one search (DARTS) has a test accuracy of "
+            f"{systems.loc['DARTS', 'accuracy_percent']:.1f} %"
+        )
+        if published:
+            printed = published["paper"]["T2"]["DARTS"]["accuracy"][0]
+            sentence += f", that of the paper {printed:g} %"
+        sentences.append(f"{sentence}.")
+    if {"EdgeNES", "DartsEns"} <= set(systems.index):
+        sentences.append(_cost_sentence(systems.loc["EdgeNES"], systems.loc["DartsEns"]))
+    return sentences
+
+
+def _cost_sentence(ours: pd.Series, theirs: pd.Series) -> str:
+    """The costs of EdgeNES beside those of DartsEns: of the searches, and in all."""
+    search, total = (
+        ours[f"{part}_seconds"] / theirs[f"{part}_seconds"] for part in ("search", "total")
+    )
+
+    def compared(ratio: float) -> str:
+        return f"{'cheaper' if ratio < 1 else 'dearer'} ({ratio:.2f} times the cost)"
+
+    contrast = "but" if (search < 1) != (total < 1) else "and"
+    return (
+        f"Against the independent searches of DartsEns, the search of EdgeNES is "
+        f"{compared(search)}, {contrast} EdgeNES in all, with the retraining of every candidate, "
+        f"is {compared(total)}."
     )
 
 # %% ../../nbs/report/page.ipynb #aaa8019
@@ -135,6 +182,7 @@ def report_page(
     records: Records,
     results: Mapping[str, Result],  # by experiment; their figures are already in the folder
     verdicts: Result,  # of `claims_result`
+    published: Mapping[str, Any],  # the printed numbers; may be empty
 ) -> str:
     """The report of a results folder as one HTML file."""
     failed_runs = [
@@ -145,16 +193,26 @@ def report_page(
         }
         for record in all_records(records, "failed")
     ]
+    claims = verdicts.tables["claims"]
     number = len(failed_runs)
     are = agreeing(number, "is", "are")
     return _TEMPLATES.get_template("report.html.jinja2").render(
         title=f"EdgeNES: report of {records.folder.name}",
-        lines=[*about(records), *verdicts.sentences],
+        lists={heading: lines for heading, lines in headlines(claims).items() if lines},
+        lines=[counts_sentence(claims), *scale(results, published), *about(records)],
         claims=[claim for claim in _claim_rows(verdicts) if claim["verdict"] != NOT_RUN],
         failed_runs=failed_runs,
         failures=f"{counted(number, 'run')} failed and {are} in no table:",
-        sections=[_section(records, name, result) for name, result in results.items()],
+        sections=[_section(records, name, results[name]) for name in _in_order(records, results)],
     )
+
+
+def _in_order(records: Records, results: Mapping[str, Result]) -> list[str]:
+    """The experiments in their order; where the long profile leads, F5 comes first."""
+    folder = records.folder
+    if folder.name == LONG and leading_profile(folder.parent) == LONG:
+        return sorted(results, key=lambda name: name != "regimes")
+    return list(results)
 
 
 def _section(records: Records, name: str, result: Result) -> _Section:
@@ -181,10 +239,15 @@ def _section(records: Records, name: str, result: Result) -> _Section:
 
 
 def _claim_rows(verdicts: Result) -> list[dict[str, Any]]:
-    """The rows of the table of claims, with n as a text."""
-    table = verdicts.tables["claims"]
-    numbers = ["–" if pd.isna(n) else str(n) for n in table["n"]]
-    return table.assign(n=numbers).to_dict("records")
+    """The rows of the table of claims, with n and the verdict as texts."""
+    rows = verdicts.tables["claims"].to_dict("records")
+    for row in rows:
+        row["style"] = row["verdict"].replace(" ", "-")
+        row["n"] = "–" if pd.isna(row["n"]) else str(row["n"])
+        row["in_words"] = row["verdict"]
+        if row["verdict"] == CANNOT:
+            row["in_words"] += f" with {counted(int(row['n']), 'seed')}"
+    return rows
 
 
 def _notebook(folder: Path, name: str) -> _Link | None:
@@ -192,23 +255,20 @@ def _notebook(folder: Path, name: str) -> _Link | None:
     file = f"{name}.ipynb"
     if (folder / "notebooks" / file).is_file():
         return _Link(href=f"notebooks/{file}", note="executed on these records")
-    committed = project_root() / "nbs" / "experiments" / file
-    if not committed.is_file():
+    places = [project_root() / "nbs" / layer / file for layer in ("experiments", "report")]
+    committed = next((place for place in places if place.is_file()), None)
+    if committed is None:
         return None
     path = Path(os.path.relpath(committed, folder)).as_posix()
-    note = "" if folder.name == "cpu" else "committed with the records of the profile cpu"
+    found = re.search(r'"profile = \\"([\w-]+)\\"', committed.read_text(encoding="utf-8"))
+    note = ""
+    if found is not None and found[1] != folder.name:
+        note = f"committed with the records of the profile {found[1]}"
     return _Link(href=path, note=note)
 
 
-def _difference_unit(name: str) -> str:
-    """The unit of the differences in a table of tests."""
-    if name == "F4_tests":
-        return "points per edge"
-    return "nats" if name.endswith("_nll") else "points"
-
-
 def _table_view(name: str, frame: pd.DataFrame) -> _TableView:
-    shown = readable(frame, _difference_unit(name))
+    shown = readable(frame, name)
     html = shown.to_html(index=False, border=0, escape=True)
     size = f"{counted(len(shown), 'row')}, {counted(shown.shape[1], 'column')}"
     return _TableView(name=name, html=html, size=size, is_short=len(frame) <= _SHORT_TABLE)
@@ -294,6 +354,9 @@ def write_report(
     for path in records.paths():
         records.read(path)
     verdicts = claims_result(results, published or {})
+    hours = hours_result(records)
+    if not hours.tables["hours"].empty:
+        results = {**results, "hours": hours}
     saved = [*results.values(), verdicts]
     paths = [path for result in saved for path in save_result(records, result)]
     _remove_unsupported(records, paths)
@@ -302,7 +365,7 @@ def write_report(
         seed = min(record["inputs"]["seed"] for record in hypernetworks)
         page = dial_page(positions(records, seed), dial_subject(records, seed))
         paths.append(write_atomic(records.folder / "dial.html", page))
-    page = report_page(records, results, verdicts)
+    page = report_page(records, results, verdicts, published or {})
     paths.append(write_atomic(records.folder / "report.html", page))
     return paths
 

@@ -5,57 +5,209 @@
 # %% ../../nbs/report/readme.ipynb #readme02
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import pandas as pd
 
 from ..core import read_json
+from .phrases import agreeing, listed
+from .verdicts import HEADINGS, counts_sentence, heading_of
+from ..statistics import LEVEL, least_p_holm
 
 # %% auto #0
-__all__ = ['KeyNumbers', 'key_numbers', 'systems_table', 'GpuNumbers', 'gpu_numbers', 'gpu_sentence']
+__all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
+           'key_numbers', 'in_short', 'by_heading', 'systems_table']
+
+# %% ../../nbs/report/readme.ipynb #43ac6f59
+QUICK = "cpu"
+LONG = "cpu-long"
+MAIN_SYSTEMS = (  # those of slides and paper, and the rival at the cost of EdgeNES
+    "DARTS",
+    "Random",
+    "DartsEns",
+    "Random-NES",
+    "RandomD-NES",
+    "EdgeNES",
+    "DeepEns-N",
+)
+LEADING_SEEDS = 3
+
+
+def leading_profile(
+    folder: Path,  # results of the project, with a folder per profile
+) -> str:
+    """The profile that README, summary and report lead with."""
+    path = folder / LONG / "tables" / "T2.csv"
+    if not path.is_file():
+        return QUICK
+    seeds = pd.read_csv(path).set_index("system")["n"].reindex(MAIN_SYSTEMS).fillna(0)
+    return LONG if seeds.min() >= LEADING_SEEDS else QUICK
 
 # %% ../../nbs/report/readme.ipynb #readme04
 @dataclass(frozen=True)
-class KeyNumbers:
-    """What the summary of README states; accuracies are means over seeds, in percent."""
+class Control:
+    """How exactly a hypernetwork does what it is asked for."""
 
+    profile: str
+    heading: str  # Holds, Not found or Open
     hypernetworks: int  # how many were trained
-    calibration_error_edges: float  # mean |lambda - shared edges|
-    seeds: int  # of the comparison of systems
+    error_edges: float  # mean |lambda - shared edges|
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """EdgeNES beside the other systems of T2; accuracies are means over seeds, in percent."""
+
+    heading: str  # of the claim that EdgeNES is ahead of other ensembles
+    seeds: int
     comparisons: int  # systems that EdgeNES is compared with
     edgenes_percent: float
     best_system: str
     best_percent: float
     significant: tuple[str, ...]  # systems that differ from EdgeNES after Holm's correction
+    can_decide: bool  # whether so many seeds could make a difference significant
+
+
+@dataclass(frozen=True)
+class KeyNumbers:
+    """What the summary of README states."""
+
+    profile: str  # that leads
+    control: Control
+    comparison: Comparison
+    search_ratio: float  # cost of the searches of EdgeNES over that of the searches of DartsEns
+    total_ratio: float  # the same in all, with the retraining of every candidate
     one_network_percent: float  # a single network of the search, DARTS
     published_one_network_percent: float  # the same in the paper
+    claims: pd.DataFrame  # of `claims_table`
+
+
+_SINGLE = ("DARTS", "Random", "SWA", "One", "One-wide")  # systems of one network
 
 
 def key_numbers(
-    results: Path,  # the results folder of a profile
-    level: float = 0.05,  # of the tests
+    folder: Path,  # results of the project, with a folder per profile
 ) -> KeyNumbers:
-    """The numbers of the summary, from the tables of a profile and from the published ones."""
-    tables = results / "tables"
-    control = pd.read_csv(tables / "F3.csv")
+    """The numbers of the summary, from the tables of the leading profile and the published ones."""
+    profile = leading_profile(folder)
+    tables = folder / profile / "tables"
     systems = pd.read_csv(tables / "T2.csv").set_index("system")
-    tests = pd.read_csv(tables / "T2_tests_accuracy.csv").set_index("system")
-    published = read_json(results.parent / "published.json")["paper"]["T2"]
-    accuracy = systems["accuracy_percent"]
+    published = read_json(folder / "published.json")["paper"]["T2"]
+    ours = systems.loc["EdgeNES"]
+    theirs = systems.loc["DartsEns"]
     return KeyNumbers(
-        hypernetworks=len(control),
-        calibration_error_edges=control["calibration_error_edges"].mean(),
-        seeds=int(systems["n"].min()),
+        profile=profile,
+        control=_control(folder, profile),
+        comparison=_comparison(tables, systems),
+        search_ratio=ours["search_seconds"] / theirs["search_seconds"],
+        total_ratio=ours["total_seconds"] / theirs["total_seconds"],
+        one_network_percent=systems.loc["DARTS", "accuracy_percent"],
+        published_one_network_percent=published["DARTS"]["accuracy"][0],
+        claims=pd.read_csv(tables / "claims.csv"),
+    )
+
+
+def _control(folder: Path, leading: str) -> Control:
+    """The control by the leading profile, or by the quick one where that cannot decide."""
+    for profile in (leading, QUICK):
+        tables = folder / profile / "tables"
+        claims = pd.read_csv(tables / "claims.csv").set_index("name")
+        heading = heading_of(claims.loc["control of diversity", "verdict"])
+        if heading != "Open":
+            break
+    errors = pd.read_csv(tables / "F3.csv")["calibration_error_edges"]
+    return Control(profile, heading, len(errors), errors.mean())
+
+
+def _comparison(tables: Path, systems: pd.DataFrame) -> Comparison:
+    tests = pd.read_csv(tables / "T2_tests_accuracy.csv").set_index("system")
+    accuracy = systems["accuracy_percent"]
+    significant = tests[tests["p_holm"] < LEVEL]
+    can_decide = bool(least_p_holm(tests).min() < LEVEL)
+    ahead = significant[significant["difference"] < 0].index.difference(_SINGLE)
+    heading = "Holds" if len(ahead) else "Not found" if can_decide else "Open"
+    return Comparison(
+        heading=heading,
+        seeds=int(tests["n"].min()),
         comparisons=len(tests),
         edgenes_percent=accuracy["EdgeNES"],
-        best_system=str(accuracy.idxmax()),
-        best_percent=accuracy.max(),
-        significant=tuple(tests.index[tests["p_holm"] < level]),
-        one_network_percent=accuracy["DARTS"],
-        published_one_network_percent=published["DARTS"]["accuracy"][0],
+        best_system=str(accuracy.drop("EdgeNES").idxmax()),
+        best_percent=accuracy.drop("EdgeNES").max(),
+        significant=tuple(significant.index),
+        can_decide=can_decide,
     )
+
+
+def in_short(
+    numbers: KeyNumbers,
+) -> str:
+    """The summary of README, in English: bullets in Markdown, and the counts of verdicts."""
+    topics = [
+        (numbers.control.heading, _control_text(numbers)),
+        ("Holds" if numbers.search_ratio < 1 else "Not found", _cost_text(numbers)),
+        (numbers.comparison.heading, _comparison_text(numbers.comparison)),
+    ]
+    if numbers.profile == QUICK:
+        topics.append(("Open", _outlook_text(numbers)))
+    bullets = [f"- *{heading}*: {text}" for heading, text in by_heading(topics)]
+    return "\n".join([*bullets, "", counts_sentence(numbers.claims)])
+
+
+def _control_text(numbers: KeyNumbers) -> str:
+    control = numbers.control
+    of = "" if control.profile == numbers.profile else f" of `{control.profile}`"
+    return (
+        f"control of diversity. Over {control.hypernetworks} hypernetworks{of} the number of "
+        f"shared edges differs from the requested one by {control.error_edges:.2f} on average."
+    )
+
+
+def _cost_text(numbers: KeyNumbers) -> str:
+    in_all = "cheaper" if numbers.total_ratio < 1 else "dearer"
+    but = "but" if (numbers.search_ratio < 1) != (numbers.total_ratio < 1) else "and"
+    return (
+        f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as independent "
+        f"searches, {but} EdgeNES in all, with the retraining of every candidate, is {in_all} "
+        f"({numbers.total_ratio:.2f} times)."
+    )
+
+
+def _comparison_text(compared: Comparison) -> str:
+    text = (
+        f"an advantage over other ensembles. EdgeNES has {compared.edgenes_percent:.1f} % test "
+        f"accuracy, the best other system ({compared.best_system}, see *Results*) "
+        f"{compared.best_percent:.1f} %. "
+    )
+    if not compared.can_decide:
+        return (
+            f"{text}{compared.seeds} seeds cannot make any of {compared.comparisons} differences "
+            "significant."
+        )
+    if not compared.significant:
+        return f"{text}None of {compared.comparisons} differences is significant."
+    are = agreeing(len(compared.significant), "is", "are")
+    apart = listed(f"that from {system}" for system in compared.significant)
+    return (
+        f"{text}Of {compared.comparisons} differences from EdgeNES only {apart} {are} significant."
+    )
+
+
+def _outlook_text(numbers: KeyNumbers) -> str:
+    return (
+        f"whether this changes at accuracies like the paper's. One network has "
+        f"{numbers.one_network_percent:.0f} % here and "
+        f"{numbers.published_one_network_percent:.0f} % in the paper. The profile `{LONG}` has "
+        f"begun to answer it; this page leads with it from {LEADING_SEEDS} seeds on."
+    )
+
+
+def by_heading(
+    topics: Sequence[tuple[str, str]],  # each with its heading
+) -> list[tuple[str, str]]:
+    """Topics in the order of the headings."""
+    return [topic for heading in HEADINGS for topic in topics if topic[0] == heading]
 
 # %% ../../nbs/report/readme.ipynb #readme07
 def systems_table(
@@ -67,6 +219,8 @@ def systems_table(
     systems = pd.read_csv(results / "tables" / "T2.csv").set_index("system")
     lines = ["| " + " | ".join(headers) + " |", "|---|---|--:|--:|--:|--:|"]
     for name, description in descriptions.items():
+        if name not in systems.index:  # not every profile compares every system
+            continue
         row = systems.loc[name]
         interval = f"{row['accuracy_ci_low']:.1f}–{row['accuracy_ci_high']:.1f}"
         cells = [
@@ -79,66 +233,3 @@ def systems_table(
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-# %% ../../nbs/report/readme.ipynb #6ece9e4c
-@dataclass(frozen=True)
-class GpuNumbers:
-    """What a check of a GPU has measured; empty or None where its parts are not finished."""
-
-    gpu: str  # its model
-    steps_ms: dict[str, float]  # medians, by "faithful", "sampled" and "retraining"
-    plain_ms: dict[str, float]  # the same of the textbook version, which has no sampled step
-    workers: int | None  # retrainings that go best side by side
-    seed_hours: float | None  # GPU-hours of a seed of `paper` with every system
-    accelerated_hours: float | None  # the same with --accelerate
-
-
-def gpu_numbers(
-    folder: Path,  # results/gpu
-) -> GpuNumbers | None:
-    """The numbers of a check of a GPU; None where there was none.
-
-    `EdgenesError` where its records are damaged.
-    """
-    parts = {}
-    for part in ("machine", "speed", "side_by_side", "costs"):
-        path = folder / f"{part}.json"
-        if path.is_file():
-            parts[part] = read_json(path)
-    if "machine" not in parts or parts["machine"]["device"] == "cpu":  # a trial at tiny sizes
-        return None
-    results = {part: record["results"] for part, record in parts.items()}
-    medians: dict[str, dict[str, list[float]]] = {"ours": {}, "plain": {}}
-    for row in results.get("speed", {"rows": []})["rows"]:
-        step = row["what"].split(",")[0]  # of all genotypes whose retrainings were timed
-        medians[row["version"]].setdefault(step, []).append(row["median_ms"])
-    costs = results.get("costs", {})
-
-    def hours(version: str) -> float | None:
-        return costs[version]["hours_side_by_side"] if version in costs else None
-
-    return GpuNumbers(
-        gpu=parts["machine"]["device"],
-        steps_ms={step: mean(times) for step, times in medians["ours"].items()},
-        plain_ms={step: mean(times) for step, times in medians["plain"].items()},
-        workers=results.get("side_by_side", {}).get("best_processes"),
-        seed_hours=hours("plain"),
-        accelerated_hours=hours("accelerated"),
-    )
-
-
-def gpu_sentence(
-    folder: Path,  # results/gpu
-) -> str:
-    """The sentence of README on GPUs."""
-    numbers = gpu_numbers(folder)
-    if numbers is None or numbers.seed_hours is None:
-        return (
-            "No GPU was at hand: `make gpu` compares one with the CPU, number by number, and "
-            "measures what `paper` costs on it, within nine minutes."
-        )
-    steps = ", ".join(f"a {step} step {time:.1f} ms" for step, time in numbers.steps_ms.items())
-    return (
-        f"On a GPU ({numbers.gpu}, `make gpu`): {steps}; a seed of `paper` with every system about "
-        f"{numbers.seed_hours:.1f} hours, with {numbers.workers} retrainings side by side."
-    )

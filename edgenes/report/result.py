@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..core import require, write_atomic, write_json
 from .plots import with_palette
+from .tables import Readable, readable
 from ..study.records import Records
 
 # %% auto #0
@@ -73,10 +74,13 @@ class Result:
     def table(
         self,
         name: str,
-        digits: int = 2,  # to which its numbers are rounded
-    ) -> pd.DataFrame:
-        """A table, rounded for reading. Raises `EdgenesError` for an unknown name."""
-        return _named(self.tables, name, "table").round(digits)
+    ) -> Readable:  # by its first column
+        """A table for reading: headers in words and units, means with their spread.
+
+        `tables` has its numbers. Raises `EdgenesError` for an unknown name.
+        """
+        shown = readable(_named(self.tables, name, "table"), name)
+        return shown.set_index(shown.columns[0])
 
 
 def _named(mapping: Mapping[str, Any], name: str, what: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 # %% auto #0
-__all__ = ['header', 'readable']
+__all__ = ['header', 'Readable', 'difference_unit', 'readable']
 
 # %% ../../nbs/report/tables.ipynb #tables0005
 _UNITS = {
@@ -25,16 +25,25 @@ _UNITS = {
 }
 
 _HEADERS = {
+    # accuracies and losses
     "accuracy_percent": "test accuracy (%)",
     "val_accuracy_percent": "validation accuracy (%)",
     "clean_accuracy_percent": "accuracy without corruption (%)",
     "candidate_percent": "validation accuracy of a candidate (%)",
     "chosen_percent": "validation accuracy of a member (%)",
+    "member_accuracy_percent": "test accuracy of a member (%)",
+    "member_nll_nats": "NLL of a member (nats)",
+    "ensemble_gain_points": "gain of averaging (points)",
+    "gain_points": "gain of averaging (points)",
+    "disagreement": "images on which two members disagree (share)",
     "brier": "Brier score",
     "ece": "calibration error (ECE)",
-    "scaled_brier": "Brier score, scaled",
-    "scaled_ece": "ECE, scaled",
+    "scaled_nll_nats": "NLL after temperature scaling (nats)",
+    "scaled_brier": "Brier score after scaling",
+    "scaled_ece": "ECE after scaling",
     "oracle_nll_nats": "NLL of the best member per image (nats)",
+    # statistics
+    "n": "n (seeds)",
     "ci_low": "95 % interval, from",
     "ci_high": "to",
     "p": "p",
@@ -51,28 +60,114 @@ _HEADERS = {
     "sd_within": "residual SD",
     "groups": "seeds",
     "singular": "singular fit",
+    "spearman": "Spearman correlation",
+    # architectures and control
+    "share": "share of all genotypes",
+    "shared_edges": "edges shared with alpha*",
+    "max_shared": "Lambda (edges)",
+    "edges": "Lambda (edges)",
+    "members": "members n",
     "distinct": "distinct candidates",
+    "points": "points of the grid",
+    "points_per_edge": "slope (points per edge)",
+    "largest_edges": "largest distance from lambda (edges)",
+    "calibration_error_share": "calibration error (share of Lambda)",
+    "error_at_ends_edges": "calibration error at the ends (edges)",
+    # costs
     "search_share": "share of search in the cost",
     "gpu_hours": "GPU-hours",
-    "points_per_edge": "slope (points per edge)",
-    "spearman": "Spearman correlation",
-    "max_shared": "Lambda (edges)",
-    "members": "members n",
-    "largest_edges": "largest distance from lambda (edges)",
-    "ratio_to_dartsens": "ratio to DartsEns",
+    "processor_seconds": "training (processor s)",
+    "spread": "± as printed",
+    # the curves of F2
     "AUC": "mean height of the curve",
-    "n": "n (seeds)",
+    "window_from": "window, from (% or s)",
+    "window_to": "to",
+    "start": "starts at point",
+    "threshold_percent": "goal (%)",
+    "seconds": "reached after (s)",
+    "until_seconds": "ends after (s)",
+    "share_percent": "share of the search (%)",
+    "DartsEns_read_off_percent": "DartsEns, read off the paper (%)",
+    "EdgeNES_read_off_percent": "EdgeNES, read off the paper (%)",
+    "DartsEns_ours_percent": "DartsEns, here (%)",
+    "EdgeNES_ours_percent": "EdgeNES, here (%)",
+    "slides_as_labelled": "slides, as labelled",
+    "slides_labels_swapped": "slides, labels swapped",
+    "read_off_sum_of_last_6": "sum of the last 6 accuracies, read off the paper",
+    "read_off_mean_height_percent": "mean height, read off the paper (%)",
+    "ours_mean_height_percent": "mean height, here (%)",
+    # the printed numbers beside T3
+    "paper_on_percent": "paper, annealed (%)",
+    "paper_off_percent": "paper, not annealed (%)",
+    "ours_annealed_percent": "here, annealed (%)",
+    "ours_annealed_n": "annealed, n (seeds)",
+    "ours_fixed_at_start_percent": "here, fixed at start (%)",
+    "ours_fixed_at_start_n": "fixed at start, n (seeds)",
+    "ours_fixed_at_end_percent": "here, fixed at end (%)",
+    "ours_fixed_at_end_n": "fixed at end, n (seeds)",
+    # edges that a step updates, in TH
+    "simulation_se": "standard error of the simulation",
+    "ratio_to_dartsens": "ratio to DartsEns",
+    "active_of_optimum": "edges of alpha* active in a step",
+    "shared_by_member": "edges of alpha* that a member has",
+    "pairs_if_uniform": "pairs if edges were uniform",
+    "pairs_of_optimum": "pairs over the edges of alpha*",
+    "pairs_of_all": "pairs over all edges",
+    "distinct_of_all": "active edges that any member has",
+    "dartsens": "edges of alpha* in a DARTS epoch",
+    # selection
+    "gap": "validation minus test accuracy (points)",
+    "corrected_gap": "gap minus that without selection (points)",
+    "n_corrected": "n of this gap (seeds)",
+    # an ensemble beside one network of its cost, in F5_cost
+    "network_epochs": "epochs of the network",
+    "accuracy_percent_mean": "accuracy, ensemble minus network (points)",
+    "nll_nats_mean": "NLL, ensemble minus network (nats)",
 }
 
-_ABBREVIATIONS = {"nll": "NLL", "val": "validation", "sd": "SD", "ours": "here:"}
+_OF_TABLE = {  # names that mean something else in one table
+    "schedule": {
+        "accuracy_percent": "validation accuracy (%)",
+        "nll_nats": "validation NLL (nats)",
+    },
+    "F5": {
+        "accuracy_percent": "test accuracy of the ensemble (%)",
+        "nll_nats": "NLL of the ensemble (nats)",
+    },
+    "benchmark": {
+        "ours_min": "ours, least",
+        "ours_max": "ours, most",
+        "plain": "textbook version",
+        "plain_min": "textbook version, least",
+        "plain_max": "textbook version, most",
+    },
+    "growth": {
+        "axis": "size that changes",
+        "gigaflops": "work of a step (Gflop)",
+        "peak_mib": "peak memory (MiB)",
+        "seconds": "a step (s)",
+        "seconds_min": "least (s)",
+        "seconds_max": "most (s)",
+    },
+    "kinds": {"share": "share of the time", "gigabytes": "memory read and written (GB)"},
+    "shift": {"accuracy_percent": "test accuracy under corruption (%)"},
+    "shift_by_corruption": {"accuracy_percent": "test accuracy under corruption (%)"},
+    "F2": {"DartsEns": "DartsEns (%)", "EdgeNES": "EdgeNES (%)"},
+    "F2_tests": {"DartsEns": "DartsEns (%)", "EdgeNES": "EdgeNES (%)"},
+    "F2_starts": {"DartsEns": "DartsEns (%)", "EdgeNES": "EdgeNES (%)"},
+}
+
+_ABBREVIATIONS = {"nll": "NLL", "val": "validation", "sd": "SD"}
 
 
 def header(
     column: str,
+    table: str = "",  # name of the table, which may give a column a meaning of its own
 ) -> str:
     """The name of a column in words, with its unit."""
-    if column in _HEADERS:
-        return _HEADERS[column]
+    words_of = _HEADERS | _OF_TABLE.get(table, {})
+    if column in words_of:
+        return words_of[column]
     *words, last = column.split("_")
     unit = ""
     if words and last in _UNITS:
@@ -97,7 +192,7 @@ def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if not isinstance(value, (int, float, np.number)):
-        return str(value)
+        return str(value).replace("_", " ")
     number = float(value)
     least = 10.0**-decimals
     if 0 < abs(number) < least / 2:
@@ -110,7 +205,7 @@ def _spread_columns(
     column: str,  # of a mean
 ) -> tuple[str | None, tuple[str, str] | None]:
     """The columns of its standard deviation and of its interval, where it has them."""
-    stems = (column, column.removesuffix("_percent"))
+    stems = (column, column.removesuffix("_percent"), column.removesuffix("_mean"))
     deviation = next((f"{stem}_sd" for stem in stems if f"{stem}_sd" in frame), None)
     pairs = [(f"{stem}_ci_low", f"{stem}_ci_high") for stem in stems]
     if column == "difference":
@@ -134,7 +229,7 @@ def _column(
     for _, row in frame.iterrows():
         cell = _cell(row[column], decimals)
         if column == "metric":
-            cell = header(cell)
+            cell = header(row[column])
         if deviation and pd.notna(row[deviation]):
             cell += f" ± {_cell(row[deviation], decimals)}"
         if interval and pd.notna(row[interval[0]]):
@@ -144,10 +239,34 @@ def _column(
     return cells
 
 
+class Readable(pd.DataFrame):
+    """A table of texts, none of them cut off; where HTML is not shown, one line per row."""
+
+    @property
+    def _constructor(self) -> type[Readable]:
+        return Readable
+
+    def __repr__(self) -> str:
+        return self.to_string()
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
+
+
+def difference_unit(
+    table: str,  # name of a table of tests
+) -> str:
+    """The unit of the differences in a table."""
+    if table == "F4_tests":
+        return "points per edge"
+    return "nats" if table.endswith("_nll") else "points"
+
+
 def readable(
     frame: pd.DataFrame,
-    unit: str = "",  # of its differences: "points", "nats"
-) -> pd.DataFrame:  # of texts
+    table: str = "",  # its name, for the words and units that depend on it
+) -> Readable:
     """The same table for a reader: headers in words, means with their spread, three digits."""
     spreads = {column: _spread_columns(frame, column) for column in frame}
     folded = {deviation for deviation, _ in spreads.values()}
@@ -156,12 +275,12 @@ def readable(
     for column, (deviation, interval) in spreads.items():
         if column in folded:
             continue
-        name = header(str(column))
-        if unit and column in ("difference", "margin", "smallest_difference"):
-            name += f" ({unit})"
+        name = header(str(column), table)
+        if column in ("difference", "margin", "smallest_difference"):
+            name += f" ({difference_unit(table)})"
         if deviation:
             name += ", mean ± SD"
         if interval:
             name += " (95 % interval)" if deviation else ", 95 % interval"
         columns[name] = _column(frame, column, deviation, interval)
-    return pd.DataFrame(columns, index=frame.index)
+    return Readable(columns, index=frame.index)

@@ -5,6 +5,7 @@
 # %% ../../nbs/study/forecast.ipynb #forecast02
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..core import redraws
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..neighbours import random_genotype
@@ -247,6 +249,7 @@ def forecast(
 # A few short jobs tell little of the speed of others, since most of their time is a start. All jobs
 # together are judged as if this much work had gone at the speed of an idle core.
 _DOUBT_SECONDS = 10.0
+_LONGEST_SILENCE = 600.0  # seconds without a line in a log
 
 
 @dataclass
@@ -326,9 +329,12 @@ class Meter:
         self.ended: dict[str, tuple[float, float]] = {}  # by kind: (seconds, effort)
         self.done = 0  # jobs that have ended
         self.share = 0.0  # of the time
+        self.show = show
+        self._is_drawn = show and redraws(sys.stderr)
+        self._told = (-1, 0.0)  # tenth of the time and moment of the last line
         self._bar = tqdm(
             total=100,
-            disable=not show,
+            disable=not self._is_drawn,
             desc=name,
             bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}",
             leave=False,
@@ -337,7 +343,7 @@ class Meter:
         self._thread = Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Meter:
-        if not self._bar.disable:
+        if self.show:
             self._thread.start()
         return self
 
@@ -450,13 +456,25 @@ class Meter:
         passed = time.monotonic() - self.start
         share = passed / (passed + self.left()) if self.is_measured() else 0.0
         self.share = max(self.share, share)
-        self._bar.n = round(100 * self.share, 1)
-        self._bar.set_postfix_str(self.line(), refresh=True)
+        if self._is_drawn:
+            self._bar.n = round(100 * self.share, 1)
+            self._bar.set_postfix_str(self.line(), refresh=True)
+        elif self.show:
+            self._tell(passed)
+
+    def _tell(self, passed: float) -> None:
+        """A line of a log at every tenth of the time, and after ten minutes without one."""
+        tenth = int(10 * self.share)
+        before, moment = self._told
+        if tenth > before or passed - moment > _LONGEST_SILENCE:
+            self._told = (tenth, passed)
+            elapsed = tqdm.format_interval(passed)
+            sys.stderr.write(f"{self.name}: {self.share:.0%}, {elapsed}, {self.line()}\n")
+            sys.stderr.flush()
 
     def _watch(self) -> None:
         """Refreshes the bar: often on a screen, rarely in a file."""
-        pause = 1.0 if self._bar.fp.isatty() else 30.0
-        while not self._stop.wait(pause):
+        while not self._stop.wait(1.0 if self._is_drawn else 5.0):
             self.refresh()
 
 # %% ../../nbs/study/forecast.ipynb #forecast15
