@@ -250,6 +250,12 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def _pairs(table: pd.DataFrame) -> str:
+    """On how many pairs the tests of a family were made: 10 pairs, 2 to 3 pairs."""
+    fewest, most = int(table["n"].min()), int(table["n"].max())
+    return _counted(most, "pair") if fewest == most else f"{fewest} to {most} pairs"
+
+
 def _findings(table: pd.DataFrame, reference: str, unit: str, what: str) -> str:
     """The significant differences, or the largest one where there is none."""
 
@@ -283,7 +289,7 @@ def _findings(table: pd.DataFrame, reference: str, unit: str, what: str) -> str:
 
 def _tests(table: pd.DataFrame) -> str:
     """Which tests these were."""
-    pairs = _counted(int(table["n"].min()), "pair")
+    pairs = _pairs(table)
     if len(table) == 1:
         return f"(Paired permutation test on {pairs}.)"
     return f"(Paired permutation tests on {pairs}, p after Holm's correction.)"
@@ -301,7 +307,7 @@ def _out_of_reach(table: pd.DataFrame) -> list[str]:
     if least < LEVEL:
         return []
     corrected = f", and {least:.2g} after the correction" if len(table) > 1 else ""
-    pairs = _counted(int(table["n"].min()), "pair")
+    pairs = _pairs(table)
     return [
         f"With {pairs} none could have been: the least possible p is "
         f"{table['p_least'].min():.2g}{corrected}."
@@ -313,7 +319,7 @@ def _power(table: pd.DataFrame, unit: str) -> list[str]:
     detectable = table["smallest_difference"].median()
     if not np.isfinite(detectable):
         return []
-    pairs = _counted(int(table["n"].min()), "pair")
+    pairs = _pairs(table)
     scatter = " (the median over the comparisons)" if len(table) > 1 else ""
     return [
         f"A t-test on {pairs} would find a difference of {_unit_of(detectable, unit)} "
