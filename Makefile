@@ -6,6 +6,7 @@ DEVICE ?= auto
 SEEDS ?=
 EXPERIMENTS ?=
 EDGENES_DATA ?=
+RESULTS ?=
 EXTRAS ?=
 
 SHELL := bash
@@ -25,13 +26,13 @@ endif
 .PHONY: all gpu report release test readme site venv lock clean help
 
 all: $(READY) ## run the pipeline of PROFILE (demo, cpu, cpu-long or paper) into results/PROFILE/
-	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)')
+	$(BIN)/python -m edgenes run $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(EXPERIMENTS),--experiments '$(EXPERIMENTS)') $(if $(RESULTS),--results '$(RESULTS)')
 
 gpu: $(READY) ## compare a GPU with the CPU and measure it, within 9 minutes, into results/gpu/; again to go on
 	$(BIN)/python -m edgenes gpu-check --out results/gpu --minutes 9
 
 report: $(READY) ## rebuild the tables, figures and report of PROFILE from its records
-	$(BIN)/python -m edgenes report $(PROFILE)
+	$(BIN)/python -m edgenes report $(PROFILE) $(if $(RESULTS),--results '$(RESULTS)')
 
 release: $(READY) ## train the small ensemble of results/release anew
 	$(BIN)/python results/release/train.py
@@ -73,5 +74,5 @@ clean: ## remove .venv, builds and caches; results/ stays
 	rm -rf .venv _site docs/api build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA EXTRAS
+help: ## this list; variables: PY PIP_ARGS PROFILE DEVICE SEEDS EXPERIMENTS EDGENES_DATA RESULTS EXTRAS
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10

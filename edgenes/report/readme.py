@@ -165,12 +165,11 @@ def _control_text(numbers: KeyNumbers) -> str:
 
 
 def _cost_text(numbers: KeyNumbers) -> str:
-    in_all = "cheaper" if numbers.total_ratio < 1 else "dearer"
     but = "but" if (numbers.search_ratio < 1) != (numbers.total_ratio < 1) else "and"
     return (
-        f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as independent "
-        f"searches, {but} EdgeNES in all, with the retraining of every candidate, is {in_all} "
-        f"({numbers.total_ratio:.2f} times)."
+        f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as the independent "
+        f"searches of DartsEns, {but} with the retraining of every candidate EdgeNES costs "
+        f"{numbers.total_ratio:.2f} times as much as DartsEns."
     )
 
 
@@ -188,9 +187,10 @@ def _comparison_text(compared: Comparison) -> str:
     if not compared.significant:
         return f"{text}None of {compared.comparisons} differences is significant."
     are = agreeing(len(compared.significant), "is", "are")
-    apart = listed(f"that from {system}" for system in compared.significant)
+    apart = listed(f"the difference from {system}" for system in compared.significant)
     return (
-        f"{text}Of {compared.comparisons} differences from EdgeNES only {apart} {are} significant."
+        f"{text}EdgeNES was compared with {compared.comparisons} systems: only {apart} {are} "
+        "significant."
     )
 
 
@@ -199,7 +199,8 @@ def _outlook_text(numbers: KeyNumbers) -> str:
         f"whether this changes at accuracies like the paper's. One network has "
         f"{numbers.one_network_percent:.0f} % here and "
         f"{numbers.published_one_network_percent:.0f} % in the paper. The profile `{LONG}` has "
-        f"begun to answer it; this page leads with it from {LEADING_SEEDS} seeds on."
+        f"begun to answer it; this page leads with it once its main systems have "
+        f"{LEADING_SEEDS} seeds."
     )
 
 
