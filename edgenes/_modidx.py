@@ -1925,6 +1925,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'edgenes.statistics._is_constant': ('method/statistics.html#_is_constant', 'edgenes/statistics.py'),
                                     'edgenes.statistics._out_of_reach': ('method/statistics.html#_out_of_reach', 'edgenes/statistics.py'),
                                     'edgenes.statistics._paired_row': ('method/statistics.html#_paired_row', 'edgenes/statistics.py'),
+                                    'edgenes.statistics._pairs': ('method/statistics.html#_pairs', 'edgenes/statistics.py'),
                                     'edgenes.statistics._permutation_p': ('method/statistics.html#_permutation_p', 'edgenes/statistics.py'),
                                     'edgenes.statistics._power': ('method/statistics.html#_power', 'edgenes/statistics.py'),
                                     'edgenes.statistics._random_level_fit': ( 'method/statistics.html#_random_level_fit',

@@ -127,7 +127,7 @@ def test_processes_end_with_the_command_and_it_goes_on(tmp_path):
         folder = tmp_path / "pictures" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{i}.png")
-    steps = ["--members", 2, "--candidates", 2, "--search-steps", 4, "--epochs", 400]
+    steps = ["--members", 2, "--candidates", 2, "--search-steps", 4, "--epochs", 4000]
     kept = tmp_path / "ensemble.unfinished"
 
     def start(*options):

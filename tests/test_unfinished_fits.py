@@ -86,7 +86,7 @@ def test_a_fit_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path,
 
 def fit_command(root, out, *options):
     arguments = ["fit", root / "pictures", "--out", root / out, "--quiet", *options]
-    steps = ["--members", 2, "--candidates", 2, "--search-steps", 32, "--epochs", 6]
+    steps = ["--members", 2, "--candidates", 2, "--search-steps", 32, "--epochs", 40]
     command = [sys.executable, "-m", "edgenes", *map(str, [*arguments, *steps])]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
