@@ -517,6 +517,7 @@ def train_all(
         return
 
     started: list[tuple[int, Job]] = []
+    ended: list[tuple[int, Job]] = []  # in an earlier process
 
     def tasks() -> Iterator[Task]:
         for place, job in enumerate(jobs):
@@ -531,7 +532,6 @@ def train_all(
         progress.show()
         unfinished.write()  # the seconds that are spent
 
-    ended: list[tuple[int, Job]] = []  # in an earlier process
     progress.begin(f"{count} trainings, {workers.count} at a time", phases)
     results = workers.run(tasks(), show)
     for done, (number, (network, result)) in enumerate(results, 1):

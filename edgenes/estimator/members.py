@@ -246,9 +246,8 @@ def fit_member_temperature(
     labels: Tensor,  # (N,)
 ) -> float:  # between 0.05 and 20
     """The T with the least NLL of the members' mean."""
-    from scipy.optimize import (
-        minimize_scalar,  # takes seconds, which a loaded ensemble does without
-    )
+    # SciPy takes seconds to load, which an ensemble that is only used does without.
+    from scipy.optimize import minimize_scalar
 
     doubles = probs.double()
     fit = minimize_scalar(

@@ -428,7 +428,7 @@ def _as_onnx(
             "or give a name that ends in .pt2"
         ) from error
     require(
-        torch.__version__ >= _LEAST_TORCH_FOR_ONNX,
+        torch.__version__ >= _LEAST_TORCH_FOR_ONNX,  # compared as versions, not as texts
         f"ONNX files need torch {_LEAST_TORCH_FOR_ONNX}, this is {torch.__version__}: "
         'run pip install "edgenes[onnx]", or give a name that ends in .pt2',
     )

@@ -46,13 +46,11 @@ def hours_table(
     columns = ["run", "epochs", "runs", "median_seconds", "hours"]
     if not rows:
         return pd.DataFrame(columns=columns)
-    grouped = pd.DataFrame(rows).groupby(["run", "epochs"], sort=False, dropna=False)["seconds"]
+    runs = pd.DataFrame(rows)
+    runs["run"] = pd.Categorical(runs["run"], list(_WORDS.values()))  # sorted in their order
+    grouped = runs.groupby(["run", "epochs"], dropna=False, observed=True)["seconds"]
     table = grouped.agg(runs="size", median_seconds="median", hours=lambda all_: all_.sum() / 3600)
-    table = table.reset_index().astype({"epochs": "Int64"})
-    order = {words: place for place, words in enumerate(_WORDS.values())}
-    return table.sort_values(
-        ["run", "epochs"], key=lambda column: column.map(order) if column.name == "run" else column
-    ).reset_index(drop=True)[columns]
+    return table.reset_index().astype({"run": "str", "epochs": "Int64"})[columns]
 
 
 def hours_result(
