@@ -367,6 +367,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'edgenes.cli.study.scaling': ('cli/study.html#scaling', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.seed_list': ('cli/study.html#seed_list', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.status': ('cli/study.html#status', 'edgenes/cli/study.py'),
+                                   'edgenes.cli.study.with_answers': ('cli/study.html#with_answers', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.write_finished': ('cli/study.html#write_finished', 'edgenes/cli/study.py')},
             'edgenes.core': { 'edgenes.core.Diverged': ('method/core.html#diverged', 'edgenes/core.py'),
                               'edgenes.core.EdgenesError': ('method/core.html#edgeneserror', 'edgenes/core.py'),

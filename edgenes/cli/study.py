@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['ProfileName', 'Results', 'Seeds', 'Experiments', 'DataPath', 'DeviceName', 'Workers', 'Changes', 'Accelerate',
            'Notebooks', 'Tables', 'Quick', 'Measure', 'seed_list', 'chosen_experiments', 'results_folder', 'run',
-           'make_report', 'print_report', 'report', 'is_finished', 'write_finished', 'notebook_paths',
+           'with_answers', 'make_report', 'print_report', 'report', 'is_finished', 'write_finished', 'notebook_paths',
            'execute_notebooks', 'missing', 'status', 'bench', 'scaling', 'costs', 'register']
 
 # %% ../../nbs/cli/study.ipynb #clistudy5
@@ -195,7 +195,8 @@ def run(
 
     modules = chosen_experiments(experiments)
     workspace = open_workspace(chosen, results, data, device)  # after all that needs no data
-    paths = notebook_paths(list(modules)) if notebooks else []
+    answered = with_answers(workspace, modules, chosen_seeds)
+    paths = notebook_paths(answered) if notebooks else []
     report = None
     with _meter(workspace, modules, chosen_seeds, len(paths), tables) as meter:
         plans = _plans(workspace, modules, chosen_seeds)
@@ -205,11 +206,37 @@ def run(
             meter.begin("report", "tables and figures", _TABLES_SECONDS)
             report = make_report(folder, progress=False)
             meter.end("report")
+    for name in modules:
+        if name not in answered:
+            typer.echo(
+                f"the profile {profile} has no runs of {name}: no notebook of it was executed"
+            )
     for path in paths:
         typer.echo(f"executed {path.name}")
     if report is not None:
         print_report(*report)
     write_finished(folder, asked)
+
+
+def with_answers(
+    workspace: Workspace,
+    modules: Mapping[str, ModuleType],  # of experiments, by name
+    seeds: Sequence[int],
+) -> list[str]:
+    """The experiments that will have an answer: those with runs in this profile, or without need.
+
+    Some have no runs where the profile lacks the systems or the schedule that they compare.
+    """
+    from edgenes.experiments.registry import published_figures
+    from edgenes.study.workspace import project_root
+
+    published = published_figures(project_root())
+    return [
+        name
+        for name, module in modules.items()
+        if any(module.plans(workspace, seed) for seed in seeds)
+        or module.result(workspace.records, published) is not None
+    ]
 
 
 def _plans(
