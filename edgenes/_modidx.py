@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'edgenes.cli.study._meter': ('cli/study.html#_meter', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study._plans': ('cli/study.html#_plans', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study._state': ('cli/study.html#_state', 'edgenes/cli/study.py'),
+                                   'edgenes.cli.study._tell_notebooks': ('cli/study.html#_tell_notebooks', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.bench': ('cli/study.html#bench', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.chosen_experiments': ('cli/study.html#chosen_experiments', 'edgenes/cli/study.py'),
                                    'edgenes.cli.study.costs': ('cli/study.html#costs', 'edgenes/cli/study.py'),

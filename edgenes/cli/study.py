@@ -206,16 +206,18 @@ def run(
             meter.begin("report", "tables and figures", _TABLES_SECONDS)
             report = make_report(folder, progress=False)
             meter.end("report")
-    for name in modules:
-        if name not in answered:
-            typer.echo(
-                f"the profile {profile} has no runs of {name}: no notebook of it was executed"
-            )
-    for path in paths:
-        typer.echo(f"executed {path.name}")
+    _tell_notebooks(profile, paths, [name for name in modules if name not in answered])
     if report is not None:
         print_report(*report)
     write_finished(folder, asked)
+
+
+def _tell_notebooks(profile: str, executed: Sequence[Path], left_out: Sequence[str]) -> None:
+    """Prints which notebooks were executed, and which experiments have none to execute."""
+    for name in left_out:
+        typer.echo(f"the profile {profile} has no runs of {name}: its notebook is left out")
+    for path in executed:
+        typer.echo(f"executed {path.name}")
 
 
 def with_answers(
