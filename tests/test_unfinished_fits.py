@@ -91,14 +91,16 @@ def fit_command(root, out, *options):
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, jobs):
+    """To the same bits as one process that is never stopped."""
     for i, (image, label) in enumerate(zip(*FEW)):
         folder = tmp_path / "pictures" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{i}.png")
     kept = tmp_path / "stopped.unfinished"
     for place, moment in (("search", signal.SIGKILL), ("candidate-1", signal.SIGINT)):
-        process = fit_command(tmp_path, "stopped")
+        process = fit_command(tmp_path, "stopped", "--jobs", jobs)
         while process.poll() is None and not list(kept.glob(f"{place}/epoch-*")):
             time.sleep(0.02)
         process.send_signal(moment)
@@ -111,8 +113,8 @@ def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path):
     other = fit_command(tmp_path, "stopped", "--seed", 1, "--balanced")
     assert "class_weight was None and is 'balanced'; seed was 0 and is 1" in other.communicate()[1]
     assert other.returncode == 2
-    for out in ("stopped", "whole"):
-        process = fit_command(tmp_path, out)
+    for out, options in (("stopped", ["--jobs", jobs]), ("whole", [])):
+        process = fit_command(tmp_path, out, *options)
         process.communicate()
         assert process.returncode == 0
     manifests = [

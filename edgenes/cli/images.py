@@ -479,10 +479,11 @@ def evaluate(
     require(os.path.exists(folder), f"data not found: {folder} does not exist; give what is there")
     say_on_terminal("loading the ensemble")
     from edgenes.estimator import EdgeNES
-    from edgenes.metrics import MEANING
+    from edgenes.estimator.card import evaluation_in_words
 
-    for name, value in EdgeNES.load(saved, device).evaluate(folder).items():
-        typer.echo(f"{name}: {value:.4g} ({MEANING[name]})")
+    metrics = EdgeNES.load(saved, device).evaluate(folder)
+    for line in evaluation_in_words(metrics):
+        typer.echo(line)
 
 
 def sample(

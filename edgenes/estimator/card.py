@@ -21,7 +21,7 @@ from ..metrics import MEANING
 
 # %% auto #0
 __all__ = ['picture_of_genotype', 'escape_markdown', 'markdown_table', 'model_card', 'is_about_diversity', 'accuracy_in_words',
-           'how_pictures_are_converted', 'card_of_export']
+           'evaluation_in_words', 'how_pictures_are_converted', 'card_of_export']
 
 # %% ../../nbs/estimator/card.ipynb #cardpicture
 def picture_of_genotype(
@@ -213,18 +213,48 @@ def accuracy_in_words(
     """
     percent = report["validation"]["accuracy_percent"]
     images = report["images"]["val"]
-    right = round(percent * images / 100)
-    yardstick = ""
-    if "most_frequent_percent" in report:
-        frequent = report["most_frequent_percent"]
-        yardstick = f"; always answering the most frequent class would give {frequent:.1f} %"
-    low, high = _wilson_interval(right, images)
+    low, high = _interval(percent, images)
     return [
-        f"{right} of {images} validation images are answered right, {percent:.1f} %{yardstick}",
-        f"with {images} images the accuracy is only known to be from {100 * low:.0f} to "
-        f"{100 * high:.0f} % (95 % interval), and rather less for new images, because the members "
-        "were chosen on these",
+        _right_answers(percent, images, "validation", report.get("most_frequent_percent")),
+        f"with {images} images the accuracy is only known to be from {low:.0f} to {high:.0f} % "
+        "(95 % interval), and rather less for new images, because the members were chosen on these",
     ]
+
+
+def evaluation_in_words(
+    metrics: dict[str, float | int],  # of `EdgeNES.evaluate`
+) -> list[str]:  # sentences without a final full stop
+    """The accuracy on labelled images, as `accuracy_in_words`, then a line for each metric."""
+    percent = metrics["accuracy_percent"]
+    images = int(metrics["images"])
+    low, high = _interval(percent, images)
+    return [
+        _right_answers(percent, images, "test", metrics["most_frequent_percent"]),
+        f"with {images} images the accuracy is known to be from {low:.0f} to {high:.0f} % "
+        "(95 % interval)",
+        *(f"{name}: {metrics[name]:.4g} ({meaning})" for name, meaning in MEANING.items()),
+    ]
+
+
+def _right_answers(
+    percent: float,  # accuracy
+    images: int,  # how many were judged
+    kind: str,  # of the images, in a word
+    frequent_percent: float | None,  # share of their most frequent class, if known
+) -> str:
+    right = round(percent * images / 100)
+    sentence = f"{right} of {images} {kind} images are answered right, {percent:.1f} %"
+    if frequent_percent is None:
+        return sentence
+    return (
+        f"{sentence}; always answering the most frequent class would give {frequent_percent:.1f} %"
+    )
+
+
+def _interval(percent: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy on so many images, in percent."""
+    low, high = _wilson_interval(round(percent * images / 100), images)
+    return 100 * low, 100 * high
 
 
 def _wilson_interval(right: int, images: int) -> tuple[float, float]:

@@ -507,8 +507,9 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     ) -> dict[str, float | int]:
         """The metrics of `ensemble_metrics` on labelled images.
 
-        Labels are matched by their text, whatever their type. `EdgenesError` for labels that `fit`
-        has not seen.
+        Beside them stand the number of `images`, and `most_frequent_percent`, the accuracy of
+        answering the most frequent of their classes always. Labels are matched by their text,
+        whatever their type. `EdgenesError` for labels that `fit` has not seen.
         """
         probabilities, codes, labels = self._judge_labelled(X, y)
         unknown = np.unique(labels[codes < 0])
@@ -517,7 +518,10 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
             f"label {[str(label) for label in unknown[:1]]} was not among those of fit: "
             "correct it, or fit again",
         )
-        return ensemble_metrics(probabilities, codes)
+        return ensemble_metrics(probabilities, codes) | {
+            "images": len(codes),
+            "most_frequent_percent": 100 * np.bincount(codes).max() / len(codes),
+        }
 
     def score(
         self,

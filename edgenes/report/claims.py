@@ -276,7 +276,7 @@ def _free_found(tables: Tables) -> Finding:
     seconds = systems.loc["Random-NES", "total_seconds"]
     share = seconds / systems.loc["EdgeNES", "total_seconds"]
     words = f"{seconds:.0f} s for its retrainings, {share:.2f} times what EdgeNES costs in all"
-    brief = f"{share:.2f} times the cost of EdgeNES"
+    brief = f"their retrainings cost {share:.2f} times as much as EdgeNES in all"
     return Finding(NOT_SUPPORTED, words, int(systems.loc["Random-NES", "n"]), brief)
 
 
@@ -394,7 +394,10 @@ def _formula_found(tables: Tables) -> Finding:
         f"{slides['formula']:.4f}, with lambda from U{{1..Lambda}}; the lambda of the training "
         f"has {training['formula']:.2f}"
     )
-    brief = f"{slides['formula']:.4f} edges, {slides['enumeration']:.4f} by enumeration"
+    brief = (
+        f"{slides['formula']:.2f} edges a step, {slides['enumeration']:.2f} by enumeration; "
+        f"{training['formula']:.2f} with the lambda that is drawn in training"
+    )
     return Finding(SUPPORTED if holds else NOT_SUPPORTED, words, brief=brief)
 
 

@@ -18,7 +18,7 @@ from ..statistics import LEVEL, least_p_holm
 
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
-           'key_numbers', 'in_short', 'by_heading', 'systems_table']
+           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'OwnTrials', 'own_trials', 'own_trials_sentence']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -234,3 +234,51 @@ def systems_table(
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+# %% ../../nbs/report/readme.ipynb #readme10
+@dataclass(frozen=True)
+class OwnTrials:
+    """The default fit beside one network of its cost: means over the trials of one budget."""
+
+    budget_seconds: int  # processor seconds of a fit
+    trials: int
+    accuracy_points: float  # accuracy of the ensemble minus that of the network
+    nll_nats: float  # the same difference of NLL
+
+
+def own_trials(
+    folder: Path,  # results of the project, with a folder `own`
+) -> list[OwnTrials]:
+    """The trials on own images, by budget."""
+    tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
+    is_default = (tests["strategy"] == "auto") & (tests["space"] == "paper")
+    chosen = tests[is_default & (tests["against"] == "one network")]
+    rows = []
+    for budget, part in chosen.groupby("budget (s)"):
+        differences = part.set_index("of")
+        rows.append(
+            OwnTrials(
+                budget_seconds=int(budget),
+                trials=int(part["n"].min()),
+                accuracy_points=differences.loc["points of accuracy", "difference"],
+                nll_nats=differences.loc["nats of NLL", "difference"],
+            )
+        )
+    return rows
+
+
+def own_trials_sentence(
+    rows: Sequence[OwnTrials],  # of `own_trials`
+) -> str:
+    """What the trials say, in English; empty without trials."""
+    parts = []
+    for row in rows:
+        more = "more" if row.accuracy_points > 0 else "less"
+        lower = "lower" if row.nll_nats < 0 else "higher"
+        parts.append(
+            f"with {row.budget_seconds} s a fit, {abs(row.accuracy_points):.1f} points {more} "
+            f"accuracy and an NLL {lower} by {abs(row.nll_nats):.2f} nats ({row.trials} trials)"
+        )
+    if not parts:
+        return ""
+    return f"Ensemble against one network of the same cost, on harder pictures: {'; '.join(parts)}."

@@ -14,8 +14,8 @@ from edgenes.core import write_json
 HERE = Path(__file__).parent
 
 digits = load_digits()
-images = (digits.images * 15).astype("uint8")
-model = EdgeNES(members=3, candidates=6, search_steps=64, epochs=8, seed=0, device="cpu")
+images = (digits.images * 255 / 16).round().astype("uint8")
+model = EdgeNES(members=3, candidates=6, search_steps=64, epochs=16, seed=0, device="cpu")
 start = time.process_time()
 model.fit(images[:1500], digits.target[:1500])
 measured = {
