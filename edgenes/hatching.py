@@ -6,36 +6,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import cast
+
+from torch import nn
 
 from .core import require
 from .discrete import DiscreteCell, DiscreteNetwork
-from .genotype import Genotype
+from .genotype import Edge, Genotype
 
 # %% auto #0
 __all__ = ['hatch']
 
 # %% ../nbs/method/19_hatching.ipynb #hatch005
-def _inherit_cell(cell: DiscreteCell, parent_cell: DiscreteCell) -> None:
-    """Gives a cell copies of the parent's preprocessing, and of the edges that both have."""
-    cell.pre0 = copy.deepcopy(parent_cell.pre0)
-    cell.pre1 = copy.deepcopy(parent_cell.pre1)
-    inherited = dict(zip(parent_cell.edges, parent_cell.ops))
-    for place, edge in enumerate(cell.edges):
-        if edge in inherited:
-            cell.ops[place] = copy.deepcopy(inherited[edge])
-
-
 def hatch(
     parent: DiscreteNetwork,  # trained, or not; it stays as it is
     genotype: Genotype,  # of the member, in the search space of the parent
     seed: int,  # seeds the weights of the edges that are new
+    ancestors: Sequence[DiscreteNetwork] = (),  # of the parent, the youngest first
 ) -> DiscreteNetwork:
     """A network of `genotype` that starts with what it shares with the parent.
 
     It gets copies of the parent's stem, preprocessing, heads and shared edges, with the moments of
-    their batch normalisation; edges that the parent lacks have fresh weights. It is on the device
+    their batch normalisation. Edges that the parent lacks are copied from the first of the
+    ancestors that has them, and those that none has get fresh weights. The network is on the device
     and in the mode (training or evaluation) of the parent. `EdgenesError` for another search space.
     Sources: MotherNets (Wasay et al. 2020); the slides on edges that are optimised together.
 
@@ -43,16 +37,30 @@ def hatch(
     >>> member = hatch(parent, deviate(optimum, shared=3, seed=1), seed=1)
     >>> retrain(data, member.genotype, RetrainSettings(epochs=5), seed=1, start=member)
     """
-    require(
-        genotype.space == parent.genotype.space,
-        "the member and its parent come from different search spaces: hatch within one space",
-    )
+    for network in (parent, *ancestors):
+        require(
+            genotype.space == network.genotype.space,
+            "the member and its parent come from different search spaces: hatch within one space",
+        )
     member = parent.like(genotype, seed)
     member.stem = copy.deepcopy(parent.stem)
     member.head = copy.deepcopy(parent.head)
     member.auxiliary = copy.deepcopy(parent.auxiliary)
-    cells = cast(Iterable[DiscreteCell], member.cells)
-    parent_cells = cast(Iterable[DiscreteCell], parent.cells)
-    for cell, parent_cell in zip(cells, parent_cells):
-        _inherit_cell(cell, parent_cell)
+    for cell, *older in zip(member.cells, parent.cells, *(one.cells for one in ancestors)):
+        _inherit_cell(cast(DiscreteCell, cell), cast(list[DiscreteCell], older))
     return member.train(parent.training)
+
+
+def _inherit_cell(
+    cell: DiscreteCell,
+    older: Sequence[DiscreteCell],  # the cells of the parent and of its ancestors
+) -> None:
+    """Gives a cell copies of the parent's preprocessing, and of the edges that others have."""
+    cell.pre0 = copy.deepcopy(older[0].pre0)
+    cell.pre1 = copy.deepcopy(older[0].pre1)
+    inherited: dict[Edge, nn.Module] = {}
+    for ancestor in reversed(older):
+        inherited.update(zip(ancestor.edges, ancestor.ops))
+    for place, edge in enumerate(cell.edges):
+        if edge in inherited:
+            cell.ops[place] = copy.deepcopy(inherited[edge])

@@ -296,7 +296,7 @@ def test_options_of_pictures(faults, tmp_path):
     assert loaded.image_shape_ == (16, 24, 1)
     assert loaded.conversion_ == Conversion(16, 24, 1, "pad")
     assert loaded.class_weight == "balanced"
-    assert "pad" not in refusal("fit", faults[0], "--out", out, "--image-size", "7")
+    assert "pad" not in refusal("fit", faults[0], "--out", tmp_path / "x", "--image-size", "7")
     for wrong in (["--image-size", "big"], ["--resize", "x"], ["--channels", "x"]):
         assert wrong[1] in refusal("check", faults[0], *wrong)
 
@@ -600,6 +600,15 @@ def test_nothing_of_anybody_is_written_over(of_arrays, notes, faults, monkeypatc
         assert "is a file" in refusal("fit", faults[0], "--out", place)
     assert "lies in the folder" in refusal("fit", faults[0], "--out", faults[0] / "ensemble")
     assert file_contents(notes) == before
+
+
+def test_an_ensemble_is_replaced_only_where_that_is_asked_for(of_arrays, faults, tmp_path):
+    out = of_arrays.save(tmp_path / "ensemble")
+    before = file_contents(out)
+    assert "holds an ensemble" in refusal("fit", faults[0], "--out", out)
+    assert file_contents(out) == before
+    edgenes("fit", faults[0], "--out", out, "--overwrite", *TINY_OPTIONS)
+    assert file_contents(out) != before
 
 
 def test_only_files_of_the_former_ensemble_are_removed(of_arrays, tmp_path):

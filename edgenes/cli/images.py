@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Pictures', 'ImageSize', 'Resize', 'Channels', 'Unreadable', 'Saved', 'Device', 'Quiet', 'Flip', 'Relaxation',
-           'Strategy', 'Space', 'Jobs', 'Downscale', 'Balanced', 'SearchSteps', 'Epochs', 'EXAMPLES', 'check', 'fit',
-           'say_at_once', 'predict', 'say_on_terminal', 'Answers', 'evaluate', 'sample', 'draw', 'export', 'register']
+           'Strategy', 'Space', 'Jobs', 'Downscale', 'Overwrite', 'Balanced', 'SearchSteps', 'Epochs', 'EXAMPLES',
+           'check', 'fit', 'say_at_once', 'predict', 'say_on_terminal', 'Answers', 'evaluate', 'sample', 'draw',
+           'export', 'register']
 
 # %% ../../nbs/cli/images.ipynb #e382a9b3
 Pictures = Annotated[
@@ -166,6 +167,9 @@ Downscale = Annotated[
         "32 pixels a side"
     ),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace an ensemble that lies at --out")
+]
 Balanced = Annotated[
     bool,
     typer.Option("--balanced", help="all classes count alike, however many pictures they have"),
@@ -186,6 +190,7 @@ def fit(
         Path | None,
         typer.Option(help="folder for the ensemble; default: ensemble/, where there is none"),
     ] = None,
+    overwrite: Overwrite = False,
     members: Annotated[int, typer.Option(help="size of the ensemble")] = 3,
     candidates: Annotated[int, typer.Option(help="how many architectures are retrained")] = 8,
     time_budget: Annotated[float | None, typer.Option(help="seconds that the fit takes")] = None,
@@ -212,7 +217,7 @@ def fit(
     check_int(members, "--members")
     check_int(candidates, "--candidates", members)
     folder = as_path(folder)
-    place = _output_folder(out, folder)
+    place = _output_folder(out, folder, overwrite)
     settings = _picture_settings(image_size, resize, channels, unreadable)
     _check_pictures(folder, settings)
     if not quiet:
@@ -268,17 +273,18 @@ def say_at_once(
 def _output_folder(
     out: Path | None,  # for the ensemble, as it is given
     pictures: Path,  # the folder that is read
+    overwrite: bool,  # whether an ensemble that lies there may be replaced
 ) -> Path:
     """The folder for the ensemble.
 
-    `EdgenesError` unless it is new, empty or holds an ensemble, can be written, and is not where
-    the pictures are.
+    `EdgenesError` unless it is new, empty or holds an ensemble that may be replaced, can be
+    written, and is not where the pictures are.
     """
     from edgenes.estimator.places import as_path, require_own_folder, require_room
 
     place = Path("ensemble") if out is None else as_path(out)
     require(
-        out is not None or not os.path.lexists(place),
+        out is not None or overwrite or not os.path.lexists(place),
         f"{place} is there already: name it or another folder with --out",
     )
     real = os.path.realpath(pictures)
@@ -291,7 +297,7 @@ def _output_folder(
         f"{place} lies in the folder of the pictures, and would be one of its classes: "
         "give another one with --out",
     )
-    require_own_folder(place)
+    require_own_folder(place, overwrite)
     require_room(place)
     return place
 
@@ -372,6 +378,10 @@ def predict(
         typer.echo(table, nl=False)
     else:
         typer.echo(f"wrote {write_atomic(out, table)}".encode(errors="surrogateescape"))
+        typer.echo(
+            "nats say how unsure an answer is: in total, by the image itself (aleatoric), and by "
+            "members that differ (epistemic)"
+        )
 
 
 def say_on_terminal(

@@ -293,13 +293,18 @@ def print_report(
     answers: Mapping[str, Result],  # by experiment
     paths: Sequence[Path],  # that were written, the page last
 ) -> None:
-    """Prints what the experiments say, and where to begin."""
+    """Prints which claims hold, and where to read the rest."""
+    from edgenes.experiments.registry import published_figures
+    from edgenes.report.claims import claims_table
     from edgenes.report.phrases import counted
+    from edgenes.report.verdicts import counts_sentence, headlines
+    from edgenes.study.workspace import project_root
 
-    for name, answer in answers.items():
-        typer.echo(f"{name}:")
-        for sentence in answer.sentences:
-            typer.echo(f"  {sentence}")
+    table = claims_table(answers, published_figures(project_root()))
+    typer.echo(counts_sentence(table))
+    for heading, lines in headlines(table).items():
+        for line in lines:
+            typer.echo(f"{heading}: {line}")
     typer.echo(f"wrote {counted(len(paths), 'file')}; start with {paths[-1]}")
 
 

@@ -266,9 +266,9 @@ def _guess_trainings(plan: FitPlan, epoch_seconds: float, workers: int) -> list[
     if is_hatched:
         parent_epochs, epochs = plan.strategy.split(epochs, count)
         parent = [Phase("training", parent_epochs * epoch_seconds)]
-    if workers > 1:
+    if workers > 1 and not is_hatched:
         in_a_row = math.ceil(count / workers)
-        return [*parent, Phase("side by side", in_a_row * epochs * epoch_seconds)]
+        return [Phase("side by side", in_a_row * epochs * epoch_seconds)]
     return parent + [Phase("training", epochs * epoch_seconds)] * count
 
 # %% ../../nbs/estimator/fit.ipynb #dd47026
@@ -723,13 +723,12 @@ def run_hatching(
     plan: FitPlan,
     candidates: Sequence[Candidate],  # the first one has the genotype of the parent
     phases: Sequence[Phase] = (),  # of the parent and of the candidates, for the bar
-    workers: Workers | None = None,  # None: the candidates are trained here, one by one
 ) -> TrainedCandidates:
-    """Trains the parent, lets the candidates hatch, and asks each for the validation images.
+    """Trains the parent, lets the candidates hatch in a chain, and asks each for its answers.
 
-    Sources: MotherNets (Wasay et al. 2020); snapshot ensembles (Huang et al. 2017).
+    The answers are those for the validation images. Sources: MotherNets (Wasay et al. 2020);
+    snapshot ensembles (Huang et al. 2017).
     """
-    workers = workers or Workers()
     unfinished = progress.unfinished
     end = progress.moment(0.99)
     count = len(candidates)
@@ -751,19 +750,22 @@ def run_hatching(
     settings = replace(training.settings, epochs=cycle_epochs, optimiser=optimiser)
     collection = _Collection(data, validation, plan, guess.validation_seconds)
     unfinished.since("retraining")
+    line = [parent.network]  # the youngest first
 
     def jobs() -> Iterator[Job]:
         for j, candidate in enumerate(candidates):
             name = f"member {j + 1}"
-            begin = unfinished.since(name)
-            in_a_row = len(candidates[j :: workers.count])
-            seconds = (end - begin) / in_a_row - collection.validation_seconds
-            egg = hatch(parent.network, candidate.genotype, derive_seed(candidate.seed, "hatch"))
+            left = end - unfinished.since(name)
+            seconds = left / (count - j) - collection.validation_seconds
+            youngest, *ancestors = line
+            hatch_seed = derive_seed(candidate.seed, "hatch")
+            egg = hatch(youngest, candidate.genotype, hatch_seed, ancestors)
             epoch_seconds = parent.image_seconds * len(data.train)
             yield Job(name, candidate, Training(settings, seconds, epoch_seconds, egg))
 
-    for j, trained in train_all(progress, data, jobs(), count, phases[1:], workers):
+    for j, trained in train_all(progress, data, jobs(), count, phases[1:], Workers()):
         collection.add(j, trained)
+        line.insert(0, trained.network)
     return collection.finish(progress)
 
 
@@ -835,7 +837,7 @@ def notes_on_fit(
         )
     max_shared = calibration[-1][0]
     if len(chosen) > 1 and all(candidates[j]["shared"] == max_shared for j in chosen):
-        way = "whose training went on separately" if is_hatched else "from other initial weights"
+        way = "at several ends of its training" if is_hatched else "from other initial weights"
         is_short = is_hatched and not strategy.fresh_edges
         remedy = f"give {enough}" if is_short else more_search
         # It comes first: this is not the ensemble that was asked for.
@@ -904,8 +906,9 @@ def fit_ensemble(
         searched = run_searches(progress, small, plan, parameters.seed, phases, count)
         lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
-        train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
-        trained = train(progress, small, validation, searched.plan, candidates, phases[2:], workers)
+        task = (progress, small, validation, searched.plan, candidates, phases[2:])
+        is_hatched = searched.plan.strategy.name == "hatch"
+        trained = run_hatching(*task) if is_hatched else run_retraining(*task, workers)
         selection = _select_members(trained, validation, plan)
         members, facts = _finish_members(trained, selection, validation, parameters.calibrate)
         report = _report(searched, lambdas, candidates, trained, selection, data) | facts

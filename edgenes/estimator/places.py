@@ -47,8 +47,9 @@ def _told_in_one_line(folder: Path) -> Iterator[None]:
 
 def require_own_folder(
     folder: Path,  # for an ensemble
+    overwrite: bool = True,  # whether an ensemble that lies there may be replaced
 ) -> None:
-    """`EdgenesError` unless the folder is new, empty or holds an ensemble.
+    """`EdgenesError` unless the folder is new, empty or holds an ensemble that may be replaced.
 
     Hidden files do not count: no name of ours is that of one.
     """
@@ -67,6 +68,10 @@ def require_own_folder(
             not entries or MANIFEST in entries,
             f"{folder} holds other things ({', '.join(entries[:2])}) and no ensemble: "
             "give a new folder, so that nothing is written over",
+        )
+        require(
+            overwrite or MANIFEST not in entries,
+            f"{folder} holds an ensemble: give a new folder, or --overwrite to replace it",
         )
 
 

@@ -111,7 +111,7 @@ class Strategy:
 
     def split(
         self,
-        epochs: int,  # that a member has gone through in the end
+        epochs: int,  # that the first member has gone through in the end
         members: int,
     ) -> tuple[int, int]:  # epochs of the parent, and of each member for itself
         """The epochs without a time budget."""
@@ -138,7 +138,7 @@ def choose_strategy(
     workers: int = 1,  # candidates that are trained side by side
 ) -> Strategy:
     """The strategy of a fit with a time budget, by the rule above."""
-    holds = f"the time holds about {passes:.3g} passes of one network over the training images"
+    holds = f"the time holds about {passes:.3g} passes over the training images"
     if asked == "independent":
         return Strategy(why=f"members are independent, as was asked: {holds}")
     independent = int(passes / LEAST_PASSES) * workers  # candidates of so many passes each
@@ -147,11 +147,13 @@ def choose_strategy(
         affordable = min(candidates, max(members, independent))
         return Strategy(candidates=affordable, why=f"members are trained from scratch: {holds}")
     strategy = replace(hatching(passes), candidates=members)
-    way = "members with edges of their own hatch from one parent"
-    if not strategy.fresh_edges:
-        way = "members are the ends of one training, which goes on separately for each"
+    way = "members branch off one training"
+    if strategy.fresh_edges:
+        way += ", each but the first with an edge of its own"
     reason = ", as was asked" if asked == "hatch" else ""
-    need = f"; members from scratch would need {LEAST_PASSES} each" if not enough else ""
+    need = ""
+    if not enough:
+        need = f"; {members} members from scratch would need {members * LEAST_PASSES}"
     return replace(strategy, why=f"{way}{reason}: {holds}{need}")
 
 # %% ../../nbs/estimator/planning.ipynb #planspace

@@ -40,6 +40,7 @@ REFERENCE = "EdgeNES-hatch"
 SYSTEMS = (  # in the order of the tables
     REFERENCE,
     "DeepEns-hatch",
+    "EdgeNES-chain",
     "Snapshots",
     "EdgeNES",
     "DeepEns",
@@ -102,6 +103,7 @@ def plans(
 _LOOKS = {  # marker and dashes: filled and solid from the trunk, open and dashed from scratch
     "EdgeNES-hatch": ("*", "-"),
     "DeepEns-hatch": ("o", "-"),
+    "EdgeNES-chain": ("X", "-"),
     "Snapshots": ("^", "-"),
     "EdgeNES": ("*", "--"),
     "DeepEns": ("o", "--"),

@@ -196,7 +196,7 @@ _FAMILIES = {
     ),
     "DARTS searches": ("DARTS", "DartsEns", "RandomD-NES"),
     "deep ensembles of alpha*": ("DeepEns", "DeepEns-N", "DeepEns-hatch"),
-    "hypernetwork": ("EdgeNES", *EDGENES_VARIANTS, "EdgeNES-hatch"),
+    "hypernetwork": ("EdgeNES", *EDGENES_VARIANTS, "EdgeNES-hatch", "EdgeNES-chain"),
     "one training of alpha*": ("Snapshots", "SWA", "One", "One-wide"),
 }
 

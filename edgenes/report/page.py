@@ -30,7 +30,7 @@ from ..study.records import Records, all_records
 from ..study.workspace import project_root
 
 # %% auto #0
-__all__ = ['about', 'scale', 'report_page', 'dial_page', 'dial_subject', 'write_report']
+__all__ = ['about', 'lead', 'scale', 'report_page', 'dial_page', 'dial_subject', 'write_report']
 
 # %% ../../nbs/report/page.ipynb #aaa8019c
 def about(
@@ -53,6 +53,22 @@ def about(
             f"{profile_path} is not a profile, or {splits_path.name} no splits "
             f"({type(error).__name__}: {error}): restore them"
         ) from error
+
+
+def lead(
+    records: Records,
+) -> str:
+    """What a report is about, and whether its records can decide anything."""
+    text = (
+        "What the slides and the paper on EdgeNES (Babkin 2024) claim, tested with the runs of "
+        "this folder. alpha* is the architecture that was searched, lambda the number of its "
+        "edges that another one is asked to share. In quotes stands a claim, behind it what was "
+        "found here."
+    )
+    seeds = {record["inputs"]["seed"] for record in all_records(records, "system")}
+    if len(seeds) == 1:
+        text += " One seed decides nothing: this folder shows how the evidence is made."
+    return text
 
 
 def _data_sentence(profile: Mapping[str, Any], splits: Mapping[str, Any]) -> str:
@@ -198,6 +214,7 @@ def report_page(
     are = agreeing(number, "is", "are")
     return _TEMPLATES.get_template("report.html.jinja2").render(
         title=f"EdgeNES: report of {records.folder.name}",
+        lead=lead(records),
         lists={heading: lines for heading, lines in headlines(claims).items() if lines},
         lines=[counts_sentence(claims), *scale(results, published), *about(records)],
         claims=[claim for claim in _claim_rows(verdicts) if claim["verdict"] != NOT_RUN],

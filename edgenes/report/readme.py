@@ -15,10 +15,11 @@ from ..core import read_json
 from .phrases import agreeing, listed
 from .verdicts import HEADINGS, counts_sentence, heading_of
 from ..statistics import LEVEL, least_p_holm
+from ..study.profiles import get_profile
 
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
-           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'OwnTrials', 'own_trials', 'own_trials_sentence']
+           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'OwnTrials', 'own_trials', 'own_trials_table']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -54,6 +55,7 @@ class Control:
     heading: str  # Holds, Not found or Open
     hypernetworks: int  # how many were trained
     error_edges: float  # mean |lambda - shared edges|
+    max_edges: int  # Lambda, the largest number that can be asked for
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Comparison:
     edgenes_percent: float
     best_system: str
     best_percent: float
+    random_percent: float  # of Random-NES, the best n of N random architectures
+    random_cost_ratio: float  # its total cost over that of EdgeNES
     significant: tuple[str, ...]  # systems that differ from EdgeNES after Holm's correction
     can_decide: bool  # whether so many seeds could make a difference significant
 
@@ -118,12 +122,15 @@ def _control(folder: Path, leading: str) -> Control:
         if heading != "Open":
             break
     errors = pd.read_csv(tables / "F3.csv")["calibration_error_edges"]
-    return Control(profile, heading, len(errors), errors.mean())
+    return Control(
+        profile, heading, len(errors), errors.mean(), get_profile(profile).space.max_shared
+    )
 
 
 def _comparison(tables: Path, systems: pd.DataFrame) -> Comparison:
     tests = pd.read_csv(tables / "T2_tests_accuracy.csv").set_index("system")
     accuracy = systems["accuracy_percent"]
+    total = systems["total_seconds"]
     significant = tests[tests["p_holm"] < LEVEL]
     can_decide = bool(least_p_holm(tests).min() < LEVEL)
     ahead = significant[significant["difference"] < 0].index.difference(_SINGLE)
@@ -135,6 +142,8 @@ def _comparison(tables: Path, systems: pd.DataFrame) -> Comparison:
         edgenes_percent=accuracy["EdgeNES"],
         best_system=str(accuracy.drop("EdgeNES").idxmax()),
         best_percent=accuracy.drop("EdgeNES").max(),
+        random_percent=accuracy["Random-NES"],
+        random_cost_ratio=total["Random-NES"] / total["EdgeNES"],
         significant=tuple(significant.index),
         can_decide=can_decide,
     )
@@ -160,7 +169,8 @@ def _control_text(numbers: KeyNumbers) -> str:
     of = "" if control.profile == numbers.profile else f" of `{control.profile}`"
     return (
         f"control of diversity. Over {control.hypernetworks} hypernetworks{of} the number of "
-        f"shared edges differs from the requested one by {control.error_edges:.2f} on average."
+        f"shared edges differs from the requested one, 0 to {control.max_edges}, by "
+        f"{control.error_edges:.2f} on average."
     )
 
 
@@ -177,7 +187,9 @@ def _comparison_text(compared: Comparison) -> str:
     text = (
         f"an advantage over other ensembles. EdgeNES has {compared.edgenes_percent:.1f} % test "
         f"accuracy, the best other system ({compared.best_system}, see *Results*) "
-        f"{compared.best_percent:.1f} %. "
+        f"{compared.best_percent:.1f} %. Random-NES, which chooses among as many random "
+        f"architectures, has {compared.random_percent:.1f} % at {compared.random_cost_ratio:.2f} "
+        "times the cost. "
     )
     if not compared.can_decide:
         return (
@@ -238,12 +250,13 @@ def systems_table(
 # %% ../../nbs/report/readme.ipynb #readme10
 @dataclass(frozen=True)
 class OwnTrials:
-    """The default fit beside one network of its cost: means over the trials of one budget."""
+    """The ensemble beside one network of its cost, over the trials of one budget."""
 
     budget_seconds: int  # processor seconds of a fit
+    is_default: bool  # False: independent members, whose step size falls once an epoch
     trials: int
-    accuracy_points: float  # accuracy of the ensemble minus that of the network
-    nll_nats: float  # the same difference of NLL
+    accuracy_points: tuple[float, float, float]  # mean difference, and its 95 % interval
+    nll_nats: tuple[float, float, float]  # the same for the NLL
 
 
 def own_trials(
@@ -251,34 +264,34 @@ def own_trials(
 ) -> list[OwnTrials]:
     """The trials on own images, by budget."""
     tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
-    is_default = (tests["strategy"] == "auto") & (tests["space"] == "paper")
-    chosen = tests[is_default & (tests["against"] == "one network")]
+    chosen = tests[(tests["against"] == "one network") & (tests["space"] == "paper")]
     rows = []
     for budget, part in chosen.groupby("budget (s)"):
-        differences = part.set_index("of")
+        by_strategy = dict(list(part.groupby("strategy")))
+        is_default = "auto" in by_strategy
+        differences = by_strategy.get("auto", part).set_index("of")
+        columns = differences[["difference", "ci_low", "ci_high"]]
         rows.append(
             OwnTrials(
                 budget_seconds=int(budget),
-                trials=int(part["n"].min()),
-                accuracy_points=differences.loc["points of accuracy", "difference"],
-                nll_nats=differences.loc["nats of NLL", "difference"],
+                is_default=is_default,
+                trials=int(differences["n"].min()),
+                accuracy_points=tuple(columns.loc["points of accuracy"]),
+                nll_nats=tuple(columns.loc["nats of NLL"]),
             )
         )
     return rows
 
 
-def own_trials_sentence(
+def own_trials_table(
     rows: Sequence[OwnTrials],  # of `own_trials`
+    headers: tuple[str, ...],  # four: seconds, accuracy, NLL, trials
 ) -> str:
-    """What the trials say, in English; empty without trials."""
-    parts = []
+    """The trials as a Markdown table of means with 95 % intervals; a star marks the older ones."""
+    lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|"]
     for row in rows:
-        more = "more" if row.accuracy_points > 0 else "less"
-        lower = "lower" if row.nll_nats < 0 else "higher"
-        parts.append(
-            f"with {row.budget_seconds} s a fit, {abs(row.accuracy_points):.1f} points {more} "
-            f"accuracy and an NLL {lower} by {abs(row.nll_nats):.2f} nats ({row.trials} trials)"
-        )
-    if not parts:
-        return ""
-    return f"Ensemble against one network of the same cost, on harder pictures: {'; '.join(parts)}."
+        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*row.accuracy_points)
+        nats = "{:+.2f} ({:+.2f} to {:+.2f})".format(*row.nll_nats)
+        star = "" if row.is_default else "*"
+        lines.append(f"| {row.budget_seconds}{star} | {points} | {nats} | {row.trials} |")
+    return "\n".join(lines)

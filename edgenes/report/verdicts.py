@@ -57,7 +57,9 @@ def counts_sentence(
         NOT_RUN: f"{agreeing(counts[NOT_RUN], 'was', 'were')} not tested here",
     }
     if counts[CANNOT]:
-        words[CANNOT] += f" with {seeds_in_words(table[table['verdict'] == CANNOT])}"
+        have = agreeing(counts[CANNOT], "its experiment has", "their experiments have")
+        seeds = seeds_in_words(table[table["verdict"] == CANNOT])
+        words[CANNOT] += f", since {have} only {seeds}"
     parts = [f"{counts[verdict]} {text}" for verdict, text in words.items() if counts[verdict]]
     return f"Of {counted(len(table), 'claim')} of slides and paper {listed(parts)}."
 
@@ -114,7 +116,9 @@ def _by_family(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _alone(row: pd.Series) -> str:
-    return f"{row['name']}: {row['brief']}"
+    """A claim and what is found, the claim in quotes unless it holds."""
+    name = row["name"] if row["verdict"] == SUPPORTED else f"“{row['name']}”"
+    return f"{name}: {row['brief']}"
 
 
 def _family(family: str, rows: pd.DataFrame) -> str:

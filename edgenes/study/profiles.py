@@ -62,7 +62,15 @@ _RIVALS = ("DeepEns-N", "NES-RS", "NES-RE")
 _REPEATING = ("NES-RS-repeat", "NES-RE-repeat")  # NES whose selection may take a candidate again
 _SELECTIONS = ("EdgeNES-nll", "EdgeNES-skew", "EdgeNES-screen")
 _SNAPSHOTS = ("EdgeNES-snap",)  # needs `StudySizes.snapshots`
-_STAGED = ("EdgeNES-hatch", "DeepEns-hatch", "Snapshots", "SWA", "One", "One-wide")
+_STAGED = (
+    "EdgeNES-hatch",
+    "DeepEns-hatch",
+    "EdgeNES-chain",
+    "Snapshots",
+    "SWA",
+    "One",
+    "One-wide",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from .profiles import Profile
 from .tasks import Retraining
 
 # %% auto #0
-__all__ = ['MEMBERS_SHARE', 'PATH_STEPS', 'StageEpochs', 'split_epochs', 'trunk', 'hatched', 'snapshots', 'averaged',
-           'independent', 'widened', 'trainings_of', 'nearest']
+__all__ = ['MEMBERS_SHARE', 'PATH_STEPS', 'StageEpochs', 'split_epochs', 'trunk', 'hatched', 'chained', 'averaged', 'independent',
+           'widened', 'trainings_of', 'nearest']
 
 # %% ../../nbs/study/stages.ipynb #stages005
 MEMBERS_SHARE = 0.4  # of all epochs, for the members together
@@ -85,22 +85,22 @@ def hatched(
     )
 
 
-def snapshots(
+def chained(
     settings: RetrainSettings,  # of the profile
-    optimum: Genotype,  # alpha*
+    optimum: Genotype,  # alpha*, the architecture of the trunk
+    genotypes: Sequence[Genotype],  # of the members; with copies of alpha* they are snapshots
     seed: int,  # of the run
     epochs: int,  # T, of the trunk and all cycles together
-    members: int,  # n, number of cycles
 ) -> tuple[Retraining, ...]:
-    """The network at the ends of cycles in which the step size falls to zero and starts again."""
-    split = split_epochs(epochs, members)
+    """Members at the ends of cycles of the step size, each of which starts from the one before."""
+    split = split_epochs(epochs, len(genotypes))
     own = _with_schedule(settings, split.member, settings.optimiser.schedule)
-    ends = []
+    members = []
     parent = trunk(settings, optimum, seed, split.trunk)
-    for place in range(members):
-        parent = Retraining(1000 * seed + 1 + place, optimum, own, parent)
-        ends.append(parent)
-    return tuple(ends)
+    for place, genotype in enumerate(genotypes):
+        parent = Retraining(1000 * seed + 1 + place, genotype, own, parent)
+        members.append(parent)
+    return tuple(members)
 
 
 def averaged(
@@ -144,7 +144,7 @@ def widened(
 
 # %% ../../nbs/study/stages.ipynb #stagesnamedc
 def trainings_of(
-    system: str,  # EdgeNES-hatch, EdgeNES, DeepEns-hatch, DeepEns, Snapshots, SWA, One or One-wide
+    system: str,  # EdgeNES, EdgeNES-hatch, EdgeNES-chain, DeepEns, DeepEns-hatch, Snapshots, ...
     profile: Profile,  # its retraining, number of members, and what a wide network costs
     optimum: Genotype,  # alpha*
     genotypes: Sequence[Genotype],  # of the hypernetwork; not used by systems of alpha* alone
@@ -158,6 +158,8 @@ def trainings_of(
     match system:
         case "EdgeNES-hatch":
             return hatched(settings, optimum, genotypes, seed, epochs)
+        case "EdgeNES-chain":
+            return chained(settings, optimum, genotypes, seed, epochs)
         case "EdgeNES":
             return independent(settings, genotypes, seed, epochs)
         case "DeepEns-hatch":
@@ -165,7 +167,7 @@ def trainings_of(
         case "DeepEns":
             return independent(settings, copies, seed, epochs)
         case "Snapshots":
-            return snapshots(settings, optimum, seed, epochs, members)
+            return chained(settings, optimum, copies, seed, epochs)
         case "SWA":
             return averaged(settings, optimum, seed, epochs, members)
         case "One":

@@ -339,6 +339,7 @@ _ALL_SYSTEMS = {
     "EdgeNES-screen": System(searches=(*_EDGENES, "screening"), criterion="nll"),
     "EdgeNES-hatch": System(searches=_EDGENES, keeps_pool=True),
     "DeepEns-hatch": System(searches=_DARTS, keeps_pool=True),
+    "EdgeNES-chain": System(searches=_EDGENES, keeps_pool=True),
     "Snapshots": System(searches=_DARTS, keeps_pool=True),
     "SWA": System(searches=_DARTS, keeps_pool=True),
     "One": System(searches=_DARTS, keeps_pool=True),
@@ -392,7 +393,15 @@ def candidate_pool(
             return (yield from _hypernetwork_pool(workspace, seed, towards_optimum=True))
         case "EdgeNES-screen":
             return (yield from _screened_pool(workspace, seed))
-        case "EdgeNES-hatch" | "DeepEns-hatch" | "Snapshots" | "SWA" | "One" | "One-wide":
+        case (
+            "EdgeNES-hatch"
+            | "DeepEns-hatch"
+            | "EdgeNES-chain"
+            | "Snapshots"
+            | "SWA"
+            | "One"
+            | "One-wide"
+        ):
             return (yield from _staged_pool(workspace, seed, system))
     raise EdgenesError(f"unknown system {system!r}: use one of {', '.join(SYSTEMS)}")
 

@@ -690,11 +690,19 @@ class Retraining(Task):
         """The network that it starts from; None where it starts from scratch."""
         if self.parent is None:
             return None
-        run_task(self.parent, workspace)
-        settings = self.parent.settings_in(workspace.profile)
-        network = new_network(workspace.data, self.parent.genotype, settings.network)
-        weights_or_rerun(network, self.parent, workspace, checkpoint)
-        return hatch(network, self.genotype, self.seed)
+        lacking = set(self.genotype.edges) - set(self.parent.genotype.edges)
+        older = [one for one in self.parent.ancestors if lacking & set(one.genotype.edges)]
+        family = [self.parent, *reversed(older)]
+        parent, *ancestors = [one.network(workspace, checkpoint) for one in family]
+        return hatch(parent, self.genotype, self.seed, ancestors)
+
+    def network(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> DiscreteNetwork:
+        """The trained network; it is trained first where its record or its weights are gone."""
+        run_task(self, workspace)
+        settings = self.settings_in(workspace.profile)
+        network = new_network(workspace.data, self.genotype, settings.network)
+        weights_or_rerun(network, self, workspace, checkpoint)
+        return network
 
     def done(self, workspace: Workspace) -> Record | None:
         """The record; None also where the predictions are gone, which ensembles need."""
