@@ -176,7 +176,7 @@ def test_time_budget_is_kept_by_every_strategy(strategy):
         model.fit(IMAGES, LABELS)
     seconds = time.process_time() - start
     assert 10.8 <= seconds <= 13.2, (seconds, model.report_["spent"])
-    assert any("passes of one network" in note for note in model.report_["notes"])
+    assert any("passes over the training images" in note for note in model.report_["notes"])
     if strategy != "auto":
         assert model.report_["strategy"] == strategy
 

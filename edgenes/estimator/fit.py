@@ -266,9 +266,9 @@ def _guess_trainings(plan: FitPlan, epoch_seconds: float, workers: int) -> list[
     if is_hatched:
         parent_epochs, epochs = plan.strategy.split(epochs, count)
         parent = [Phase("training", parent_epochs * epoch_seconds)]
-    if workers > 1 and not is_hatched:
+    if workers > 1 and not plan.strategy.in_a_chain:
         in_a_row = math.ceil(count / workers)
-        return [Phase("side by side", in_a_row * epochs * epoch_seconds)]
+        return [*parent, Phase("side by side", in_a_row * epochs * epoch_seconds)]
     return parent + [Phase("training", epochs * epoch_seconds)] * count
 
 # %% ../../nbs/estimator/fit.ipynb #dd47026
@@ -723,12 +723,14 @@ def run_hatching(
     plan: FitPlan,
     candidates: Sequence[Candidate],  # the first one has the genotype of the parent
     phases: Sequence[Phase] = (),  # of the parent and of the candidates, for the bar
+    workers: Workers | None = None,  # not used in a chain; None: all are trained here
 ) -> TrainedCandidates:
-    """Trains the parent, lets the candidates hatch in a chain, and asks each for its answers.
+    """Trains the parent, lets the candidates hatch, and asks each for the validation images.
 
-    The answers are those for the validation images. Sources: MotherNets (Wasay et al. 2020);
-    snapshot ensembles (Huang et al. 2017).
+    Sources: MotherNets (Wasay et al. 2020); snapshot ensembles (Huang et al. 2017).
     """
+    in_a_chain = plan.strategy.in_a_chain
+    workers = Workers() if in_a_chain or workers is None else workers
     unfinished = progress.unfinished
     end = progress.moment(0.99)
     count = len(candidates)
@@ -755,17 +757,19 @@ def run_hatching(
     def jobs() -> Iterator[Job]:
         for j, candidate in enumerate(candidates):
             name = f"member {j + 1}"
-            left = end - unfinished.since(name)
-            seconds = left / (count - j) - collection.validation_seconds
+            begin = unfinished.since(name)
+            in_a_row = len(candidates[j :: workers.count])
+            seconds = (end - begin) / in_a_row - collection.validation_seconds
             youngest, *ancestors = line
             hatch_seed = derive_seed(candidate.seed, "hatch")
             egg = hatch(youngest, candidate.genotype, hatch_seed, ancestors)
             epoch_seconds = parent.image_seconds * len(data.train)
             yield Job(name, candidate, Training(settings, seconds, epoch_seconds, egg))
 
-    for j, trained in train_all(progress, data, jobs(), count, phases[1:], Workers()):
+    for j, trained in train_all(progress, data, jobs(), count, phases[1:], workers):
         collection.add(j, trained)
-        line.insert(0, trained.network)
+        if in_a_chain:
+            line.insert(0, trained.network)
     return collection.finish(progress)
 
 
@@ -906,9 +910,8 @@ def fit_ensemble(
         searched = run_searches(progress, small, plan, parameters.seed, phases, count)
         lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
-        task = (progress, small, validation, searched.plan, candidates, phases[2:])
-        is_hatched = searched.plan.strategy.name == "hatch"
-        trained = run_hatching(*task) if is_hatched else run_retraining(*task, workers)
+        train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
+        trained = train(progress, small, validation, searched.plan, candidates, phases[2:], workers)
         selection = _select_members(trained, validation, plan)
         members, facts = _finish_members(trained, selection, validation, parameters.calibrate)
         report = _report(searched, lambdas, candidates, trained, selection, data) | facts

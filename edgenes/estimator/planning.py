@@ -107,6 +107,7 @@ class Strategy:
     parent_share: float = 0.0  # of all passes, which the parent of hatching members gets
     cycle_step: float = 0.0  # step size where members leave it, as a share of the largest
     fresh_edges: bool = False  # whether members differ from their parent in an edge
+    in_a_chain: bool = False  # whether members start one from another, not all from the parent
     why: str = ""  # for the report, a sentence without a final full stop
 
     def split(
@@ -126,7 +127,7 @@ def hatching(
 ) -> Strategy:
     """How members hatch, by the rule above."""
     if passes < HATCHING_PASSES:
-        return Strategy(name="hatch", parent_share=0.8, cycle_step=0.3)
+        return Strategy(name="hatch", parent_share=0.8, cycle_step=0.3, in_a_chain=True)
     return Strategy(name="hatch", parent_share=0.7, cycle_step=0.6, fresh_edges=True)
 
 
