@@ -154,7 +154,8 @@ def choose_strategy(
     reason = ", as was asked" if asked == "hatch" else ""
     need = ""
     if not enough:
-        need = f"; {members} members from scratch would need {members * LEAST_PASSES}"
+        in_a_row = math.ceil(members / workers)  # that one worker trains
+        need = f"; {members} members from scratch would need {in_a_row * LEAST_PASSES}"
     return replace(strategy, why=f"{way}{reason}: {holds}{need}")
 
 # %% ../../nbs/estimator/planning.ipynb #planspace

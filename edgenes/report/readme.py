@@ -123,7 +123,11 @@ def _control(folder: Path, leading: str) -> Control:
             break
     errors = pd.read_csv(tables / "F3.csv")["calibration_error_edges"]
     return Control(
-        profile, heading, len(errors), errors.mean(), get_profile(profile).space.max_shared
+        profile=profile,
+        heading=heading,
+        hypernetworks=len(errors),
+        error_edges=errors.mean(),
+        max_edges=get_profile(profile).space.max_shared,
     )
 
 
