@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,31 +43,10 @@ def _is_constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 # %% ../nbs/method/22_statistics.ipynb #e94d005b
-@lru_cache(maxsize=8192)
-def _bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
-    """The BCa interval of a mean; the percentile interval where BCa is not defined.
-
-    Cached, because tables, figures and sentences ask for the same intervals again.
-    """
-    with warnings.catch_warnings():
-        # scipy warns where few values make the correction degenerate, and then returns nan.
-        warnings.simplefilter("ignore")
-        for method in ("BCa", "percentile"):
-            interval = stats.bootstrap(
-                (values,),
-                np.mean,
-                method=method,
-                rng=np.random.default_rng(0),
-            ).confidence_interval
-            if np.isfinite(interval).all():
-                break
-    return float(interval.low), float(interval.high)
-
-
 def summary(
     values: Any,  # (n,) one value per run
 ) -> dict[str, float]:
-    """n, mean, sd (with n - 1) and 95 % BCa interval of the mean (ci_low, ci_high).
+    """n, mean, sd (with n - 1) and 95 % interval of the mean by Student's t (ci_low, ci_high).
 
     sd and interval are nan for n = 1. `EdgenesError` for no values, or values that are not finite.
 
@@ -76,16 +54,16 @@ def summary(
     46.48
     """
     array = _finite_array(values)
+    n = array.size
     mean = float(array.mean())
-    if array.size == 1:
-        sd = low = high = float("nan")
+    if n == 1:
+        sd = reach = float("nan")
     elif _is_constant(array):
-        sd = 0.0
-        low = high = mean
+        sd = reach = 0.0
     else:
         sd = float(array.std(ddof=1))
-        low, high = _bootstrap_interval(tuple(array.tolist()))
-    return {"n": array.size, "mean": mean, "sd": sd, "ci_low": low, "ci_high": high}
+        reach = float(stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n))
+    return {"n": n, "mean": mean, "sd": sd, "ci_low": mean - reach, "ci_high": mean + reach}
 
 # %% ../nbs/method/22_statistics.ipynb #e94d013
 # Within these margins two systems count as equivalent. They were stated before the runs.

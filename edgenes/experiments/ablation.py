@@ -280,7 +280,7 @@ def _variant_sentences(
         f"{name} {mean_with_interval(row, 'accuracy_percent', 1, ' %')}"
         for name, row in by_variant.iterrows()
     ]
-    intervals = " 95 % BCa intervals are in brackets." if by_variant["n"].max() > 1 else ""
+    intervals = " 95 % intervals are in brackets." if by_variant["n"].max() > 1 else ""
     seeds = sorted({int(n) for n in by_variant["n"]})
     sample = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
     return [

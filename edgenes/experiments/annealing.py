@@ -24,7 +24,7 @@ from edgenes.report.frames import (
     system_records,
 )
 from ..report.phrases import counted, mean_with_interval
-from ..report.plots import figure
+from ..report.plots import figure, interval_bar
 from ..report.result import Result
 from ..statistics import paired_tests, summary, verdict
 from ..study.records import Records
@@ -75,16 +75,14 @@ def annealing_figure(
         means = pd.DataFrame(
             {lam: summary(group["accuracy_percent"]) for lam, group in part.groupby("lambda")}
         ).T
-        below = (means["mean"] - means["ci_low"]).fillna(0)
-        above = (means["ci_high"] - means["mean"]).fillna(0)
-        ax.errorbar(
+        for lam, moments in means.iterrows():
+            interval_bar(ax, lam + shift, moments, color=colour, lw=1.4)
+        ax.plot(
             means.index + shift,
             means["mean"],
-            [below, above],
-            fmt=mark + line,
+            mark + line,
             ms=7,
             lw=1.4,
-            capsize=3,
             color=colour,
             mec="black",
             mew=0.6,
@@ -216,7 +214,7 @@ def _caption(counts: pd.Series) -> str:
     sample = counted(counts.max(), "seed")
     if counts.min() < counts.max():
         sample = f"{counts.min()} to {sample}"
-    means = "means with 95 % BCa intervals" if counts.max() > 1 else "means, without intervals"
+    means = "means with 95 % intervals" if counts.max() > 1 else "means, without intervals"
     return (
         "Test accuracy (%) of single networks with and without annealing. Small marks are seeds; "
         f"large marks are {means} (n = {sample} per mark)."

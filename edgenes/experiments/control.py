@@ -248,7 +248,7 @@ def _captions(count: int, epochs: int, first_seed: int) -> dict[str, str]:
     bars = "One seed, so no interval."
     shown = f"the hypernetwork of seed {first_seed}"
     if count > 1:
-        bars = "Black: mean and 95 % BCa interval over seeds."
+        bars = "Black: mean and 95 % interval over seeds."
         shown = f"one of {count} hypernetworks, that of seed {first_seed},"
     size = f"n = {counted(count, 'hypernetwork')}, one per seed."
     last = f"after the last of {epochs} epochs"

@@ -309,7 +309,7 @@ def result(
 def _caption(seeds: int, complete_seeds: int) -> str:
     bars = "One seed, so no intervals."
     if seeds > 1:
-        bars = "Bars: mean and 95 % BCa interval over seeds."
+        bars = "Bars: mean and 95 % interval over seeds."
     return (
         "Left: test accuracy (%) of single networks at each lambda, one mark per seed "
         f"(n = {counted(seeds, 'seed')}). Thin lines join the two networks of a seed. Right: their "

@@ -193,7 +193,7 @@ def _caption(frame: pd.DataFrame, read_off: Mapping[str, list[float]] | None) ->
         systems += " and of random deviations"
     bars = "One seed, so no intervals."
     if seeds > 1:
-        bars = "Black: mean and 95 % BCa interval over seeds."
+        bars = "Black: mean and 95 % interval over seeds."
     caption = (
         "Test accuracy (%) of single networks against lambda, the number of edges shared with "
         f"alpha*: of {systems}, one line per seed (n = {counted(seeds, 'seed')}). {bars}"

@@ -25,7 +25,7 @@ from edgenes.report.frames import (
     system_records,
 )
 from ..report.phrases import counted, listed
-from ..report.plots import figure
+from ..report.plots import figure, interval_bar
 from ..report.result import Result
 from ..statistics import MARGINS, holm, paired_tests, summary, verdict
 from ..study.profiles import Profile
@@ -133,7 +133,8 @@ def hatch_figure(
             marker, dashes = _LOOKS[system]
             style = {"color": colours[system], "marker": marker, "ls": dashes}
             ax.plot(x, means["mean"], ms=8 if marker == "*" else 5.5, lw=1.4, label=system, **style)
-            ax.vlines(x, means["ci_low"], means["ci_high"], color=colours[system], lw=1.2)
+            for at, (_, moments) in zip(x, means.iterrows()):
+                interval_bar(ax, at, moments, color=colours[system], lw=1.2)
         ax.set(xlabel="epochs spent in all (log)", ylabel=label, xscale="log")
         ax.set_xticks(costs_of_frame, [str(epochs) for epochs in costs_of_frame])
         ax.set_xlim(costs_of_frame[0] / 1.5, costs_of_frame[-1] * 1.5)
@@ -281,7 +282,7 @@ def result(
     samples = listed(f"{seeds[epochs]} at {epochs}" for epochs in seeds.index)
     caption = (
         "Test accuracy and NLL against the epochs that a system spends in all: means over seeds "
-        f"with 95 % BCa intervals (seeds: {samples} epochs). Solid lines start from a trunk, "
+        f"with 95 % intervals (seeds: {samples} epochs). Solid lines start from a trunk, "
         "dashed ones from scratch; dotted ones are single networks."
     )
     figures = {"hatch": (hatch_figure(frame), caption)}

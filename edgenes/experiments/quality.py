@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from ..core import read_json
 from ..report.frames import COSTS, METRICS, accuracy_of, system_frame, system_records
 from ..report.phrases import counted, listed
-from ..report.plots import figure
+from ..report.plots import figure, interval_bar
 from ..report.result import Result
 from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
 from ..study.costs import cost_sentence, costs_of
@@ -224,7 +224,7 @@ def _metric_panel(
         colour = colours[_family(system)]
         is_reference = system == REFERENCE
         ax.plot(values, np.full(len(values), height + 0.22), "o", ms=3, alpha=0.5, mew=0, c=colour)
-        ax.plot([moments["ci_low"], moments["ci_high"]], [height, height], lw=2.5, c=colour)
+        interval_bar(ax, height, moments, across=True, lw=2.5, color=colour)
         ax.plot(
             moments["mean"],
             height,
@@ -293,8 +293,7 @@ def seeds_figure(
     for height, system in enumerate(systems):
         part = runs[runs["system"] == system]
         moments = summary(part["accuracy_percent"])
-        interval = [moments["ci_low"], moments["ci_high"]]
-        ax.plot(interval, [height, height], color="0.6", lw=4, solid_capstyle="butt", zorder=1)
+        interval_bar(ax, height, moments, across=True, color="0.6", lw=4, zorder=1)
         bar = [height - 0.3, height + 0.3]
         ax.plot([moments["mean"], moments["mean"]], bar, color="black", lw=1.5, zorder=3)
         for seed, accuracy in zip(part["seed"], part["accuracy_percent"]):
@@ -506,12 +505,11 @@ def result(
     size = f"n = {counted(runs['seed'].nunique(), 'seed')}."
     cost_caption = (
         "Test accuracy, NLL and cost (compute seconds) of every system, from the cheapest to the "
-        "most expensive. Small marks are seeds, large ones means with 95 % BCa intervals; the "
+        "most expensive. Small marks are seeds, large ones means with 95 % intervals; the "
         f"star is EdgeNES. {size}"
     )
     seeds_caption = (
-        "Test accuracy of every run. Black bars are means, grey lines their 95 % BCa intervals. "
-        f"{size}"
+        f"Test accuracy of every run. Black bars are means, grey lines their 95 % intervals. {size}"
     )
     return Result(
         _sentences(runs, made_of, deep_retrainings, tables, _count_systems(records))

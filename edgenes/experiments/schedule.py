@@ -210,7 +210,7 @@ def result(
     samples = listed(f"{seeds[epochs]} at {epochs}" for epochs in seeds.index)
     caption = (
         "What each schedule gains over that of the paper on validation images, by the epochs of "
-        f"the training; means over seeds with 95 % BCa intervals (seeds: {samples} epochs)."
+        f"the training; means over seeds with 95 % intervals (seeds: {samples} epochs)."
     )
     sentences = [sentence for sentence in sentences if sentence]
     return Result(sentences, tables, {"schedule": (schedule_figure(frame), caption)}, networks)

@@ -193,9 +193,8 @@ def _draw_band(
     colour = style["color"]
     for _, row in wide.iterrows():
         ax.plot(wide.columns, row, lw=0.6, alpha=0.55, color=colour)
-    low = moments["ci_low"]
-    high = moments["ci_high"]
-    ax.fill_between(moments.index, low, high, alpha=0.2, lw=0, color=colour)
+    band = moments[moments["n"] > 2]  # that of two runs would hide everything else
+    ax.fill_between(band.index, band["ci_low"], band["ci_high"], alpha=0.2, lw=0, color=colour)
     ax.plot(moments.index, moments["mean"], lw=1.8, ms=4, **style)
 
 
@@ -280,7 +279,7 @@ def _caption(
 ) -> str:
     corruptions = runs.loc[runs["severity"] > 0, "corruption"].nunique()
     clean = "Severity 0 is the clean test split. " if (runs["severity"] == 0).any() else ""
-    bands = "Bands are 95 % BCa intervals. " if rows["n"].max() > 1 else ""
+    bands = "Bands are 95 % intervals. " if rows["n"].max() > 1 else ""
     return (
         f"Test accuracy, its difference from {REFERENCE} by seed, and expected calibration error "
         f"against severity: means over {counted(corruptions, 'corruption')} of "

@@ -436,7 +436,7 @@ def result(
     sources = system_records(records, "speed")
     members = counted(len(sources[0]["inputs"]["pool"]), "network")
     seeds = points["seed"].nunique()
-    spread = "Bars are 95 % BCa intervals of the mean accuracy. " if seeds > 1 else ""
+    spread = "Bars are 95 % intervals of the mean accuracy. " if seeds > 1 else ""
     caption = (
         f"Test accuracy of an ensemble of {members} along the search. Thin lines are seeds, thick "
         f"ones means (on the right at the mean seconds of a step). {spread}Dotted: the goal of the "

@@ -373,7 +373,7 @@ def sizes_panel(
         ylabel="test accuracy (%)",
         xticks=range(1, int(sizes["members"].max()) + 1),
     )
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
 
 
 def theorem_figure(
@@ -535,7 +535,7 @@ def _caption(overlaps: pd.DataFrame, sizes: pd.DataFrame) -> str:
             f"ones means (n = {counted(seeds, 'seed')})."
         )
     if max(trainings, seeds) > 1:
-        sentences.append("Bars: 95 % BCa intervals over seeds.")
+        sentences.append("Bars: 95 % intervals over seeds.")
     elif trainings or seeds:
         sentences.append("One seed, so no interval.")
     return " ".join(sentences)

@@ -20,8 +20,8 @@ from PIL import Image
 from ..statistics import summary
 
 # %% auto #0
-__all__ = ['MAX_OFFSET', 'with_palette', 'Picture', 'figure', 'seed_styles', 'seed_line_styles', 'offsets', 'mean_line',
-           'seed_lines']
+__all__ = ['MAX_OFFSET', 'with_palette', 'Picture', 'figure', 'seed_styles', 'seed_line_styles', 'offsets', 'interval_bar',
+           'mean_line', 'seed_lines']
 
 # %% ../../nbs/report/plots.ipynb #aaa8010repo
 def with_palette(
@@ -114,6 +114,25 @@ def offsets(
     return np.linspace(-reach, reach, count) if count > 1 else np.zeros(1)
 
 # %% ../../nbs/report/plots.ipynb #plots0007
+def interval_bar(
+    ax: Axes,
+    place: float,  # where the mean stands on the other axis
+    moments: Mapping[str, float] | pd.Series,  # of `summary`
+    across: bool = False,  # the values are on the horizontal axis
+    **style: Any,  # options of `Axes.plot`
+) -> None:
+    """Draws the 95 % interval of a mean as a bar; a single run has none.
+
+    That of two runs is many times as long as their distance. It leaves the panel instead of
+    stretching it.
+    """
+    ends = [moments["ci_low"], moments["ci_high"]]
+    x, y = (ends, [place, place]) if across else ([place, place], ends)
+    stretches = moments["n"] > 2
+    options: dict[str, Any] = {"ls": "-", "marker": "none", "solid_capstyle": "butt"} | style
+    ax.plot(x, y, scalex=stretches, scaley=stretches, **options)
+
+
 def mean_line(
     ax: Axes,
     frame: pd.DataFrame,  # one row per run
@@ -122,23 +141,14 @@ def mean_line(
     shift: float = 0.0,  # of the whole line to the right
     **style: Any,  # options of `Axes.plot`
 ) -> None:
-    """Draws the means of y at every x, joined, with their 95 % BCa intervals as bars.
-
-    A single run has no interval, and so no bar.
-    """
+    """Draws the means of y at every x, joined, with their 95 % intervals as bars."""
     means = pd.DataFrame(
         [{"x": place + shift} | summary(runs[y]) for place, runs in frame.groupby(x)]
     )
     options: dict[str, Any] = {"marker": "o", "ms": 5, "lw": 2, "zorder": 4} | style
     (line,) = ax.plot(means["x"], means["mean"], **options)
-    ax.vlines(
-        means["x"],
-        means["ci_low"],
-        means["ci_high"],
-        color=line.get_color(),
-        lw=2,
-        zorder=4,
-    )
+    for _, moments in means.iterrows():
+        interval_bar(ax, moments["x"], moments, color=line.get_color(), lw=2, zorder=4)
 
 # %% ../../nbs/report/plots.ipynb #plots0011
 def seed_lines(

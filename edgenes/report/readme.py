@@ -19,7 +19,8 @@ from ..study.profiles import get_profile
 
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
-           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'OwnTrials', 'own_trials', 'own_trials_table']
+           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'run_hours', 'shows_regimes', 'OwnTrials',
+           'own_trials', 'own_trials_table']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -62,6 +63,7 @@ class Control:
 class Comparison:
     """EdgeNES beside the other systems of T2; accuracies are means over seeds, in percent."""
 
+    profile: str
     heading: str  # of the claim that EdgeNES is ahead of other ensembles
     seeds: int
     comparisons: int  # systems that EdgeNES is compared with
@@ -81,6 +83,7 @@ class KeyNumbers:
     profile: str  # that leads
     control: Control
     comparison: Comparison
+    quick_comparison: Comparison | None  # where the leading profile cannot decide
     search_ratio: float  # cost of the searches of EdgeNES over that of the searches of DartsEns
     total_ratio: float  # the same in all, with the retraining of every candidate
     one_network_percent: float  # a single network of the search, DARTS
@@ -101,10 +104,13 @@ def key_numbers(
     published = read_json(folder / "published.json")["paper"]["T2"]
     ours = systems.loc["EdgeNES"]
     theirs = systems.loc["DartsEns"]
+    comparison = _comparison(folder, profile)
+    is_open = profile != QUICK and not comparison.can_decide
     return KeyNumbers(
         profile=profile,
         control=_control(folder, profile),
-        comparison=_comparison(tables, systems),
+        comparison=comparison,
+        quick_comparison=_comparison(folder, QUICK) if is_open else None,
         search_ratio=ours["search_seconds"] / theirs["search_seconds"],
         total_ratio=ours["total_seconds"] / theirs["total_seconds"],
         one_network_percent=systems.loc["DARTS", "accuracy_percent"],
@@ -131,7 +137,9 @@ def _control(folder: Path, leading: str) -> Control:
     )
 
 
-def _comparison(tables: Path, systems: pd.DataFrame) -> Comparison:
+def _comparison(folder: Path, profile: str) -> Comparison:
+    tables = folder / profile / "tables"
+    systems = pd.read_csv(tables / "T2.csv").set_index("system")
     tests = pd.read_csv(tables / "T2_tests_accuracy.csv").set_index("system")
     accuracy = systems["accuracy_percent"]
     total = systems["total_seconds"]
@@ -140,6 +148,7 @@ def _comparison(tables: Path, systems: pd.DataFrame) -> Comparison:
     ahead = significant[significant["difference"] < 0].index.difference(_SINGLE)
     heading = "Holds" if len(ahead) else "Not found" if can_decide else "Open"
     return Comparison(
+        profile=profile,
         heading=heading,
         seeds=int(tests["n"].min()),
         comparisons=len(tests),
@@ -160,8 +169,13 @@ def in_short(
     topics = [
         (numbers.control.heading, _control_text(numbers)),
         ("Holds" if numbers.search_ratio < 1 else "Not found", _cost_text(numbers)),
-        (numbers.comparison.heading, _comparison_text(numbers.comparison)),
     ]
+    quick = numbers.quick_comparison
+    if quick is not None:
+        where = f" in the short trainings of `{quick.profile}` ({quick.seeds} seeds)"
+        topics.append((quick.heading, _comparison_text(quick, where)))
+    where = "" if quick is None else " in longer trainings"
+    topics.append((numbers.comparison.heading, _comparison_text(numbers.comparison, where)))
     if numbers.profile == QUICK:
         topics.append(("Open", _outlook_text(numbers)))
     bullets = [f"- *{heading}*: {text}" for heading, text in by_heading(topics)]
@@ -187,10 +201,10 @@ def _cost_text(numbers: KeyNumbers) -> str:
     )
 
 
-def _comparison_text(compared: Comparison) -> str:
+def _comparison_text(compared: Comparison, where: str = "") -> str:
     text = (
-        f"an advantage over other ensembles. EdgeNES has {compared.edgenes_percent:.1f} % test "
-        f"accuracy, the best other system ({compared.best_system}, see *Results*) "
+        f"an advantage over other ensembles{where}. EdgeNES has {compared.edgenes_percent:.1f} % "
+        f"test accuracy, the best other system ({compared.best_system}) "
         f"{compared.best_percent:.1f} %. Random-NES, which chooses among as many random "
         f"architectures, has {compared.random_percent:.1f} % at {compared.random_cost_ratio:.2f} "
         "times the cost. "
@@ -232,7 +246,7 @@ def systems_table(
     descriptions: dict[str, str],  # the systems to show, in this order, each with a few words
     headers: tuple[str, ...],  # six: system, what it is, seeds, accuracy, NLL, cost
 ) -> str:
-    """T2 in a few rows, as a Markdown table: accuracy with its 95 % interval, NLL, total cost."""
+    """T2 in a few rows, as a Markdown table: accuracy with its spread, NLL, total cost."""
     systems = pd.read_csv(results / "tables" / "T2.csv").set_index("system")
     lines = ["| " + " | ".join(headers) + " |", "|---|---|--:|--:|--:|--:|"]
     for name, description in descriptions.items():
@@ -244,12 +258,34 @@ def systems_table(
             name,
             description,
             f"{row['n']:.0f}",
-            f"{row['accuracy_percent']:.1f} ({interval})",
+            f"{row['accuracy_percent']:.1f} ± {row['accuracy_sd']:.1f} ({interval})",
             f"{row['nll_nats']:.2f}",
             f"{row['total_seconds']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+# %% ../../nbs/report/readme.ipynb #a39d97e5
+def run_hours(
+    folder: Path,  # results of the project, with a folder per profile
+) -> dict[str, float]:
+    """The processor hours of all runs, by profile, of those that have committed tables."""
+    paths = {name: folder / name / "tables" / "hours.csv" for name in (QUICK, LONG)}
+    return {
+        name: float(pd.read_csv(path)["hours"].sum())
+        for name, path in paths.items()
+        if path.is_file()
+    }
+
+
+def shows_regimes(
+    folder: Path,  # results of the project, with a folder per profile
+) -> bool:
+    """Whether the map of F5 has enough seeds of every training length to be shown in README."""
+    path = folder / LONG / "tables" / "F5.csv"
+    if leading_profile(folder) != LONG or not path.is_file():
+        return False
+    return bool(pd.read_csv(path)["n"].min() >= LEADING_SEEDS)
 
 # %% ../../nbs/report/readme.ipynb #readme10
 @dataclass(frozen=True)
