@@ -43,7 +43,7 @@ test: BY_HAND = nbs tests docs setup.py edgenes/__init__.py edgenes/__main__.py
 test: $(READY_DEV) ## format and lint, run the notebooks of the library as tests, then pytest
 	$(BIN)/ruff format --check $(BY_HAND)
 	$(BIN)/ruff check $(BY_HAND)
-	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^([_.]|experiments$$)'
+	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^[_.]'
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 readme: $(READY_DEV) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/

@@ -1224,6 +1224,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'edgenes/experiments/registry.py'),
                                               'edgenes.experiments.registry.experiment': ( 'experiments/registry.html#experiment',
                                                                                            'edgenes/experiments/registry.py'),
+                                              'edgenes.experiments.registry.experiments_of': ( 'experiments/registry.html#experiments_of',
+                                                                                               'edgenes/experiments/registry.py'),
                                               'edgenes.experiments.registry.published_figures': ( 'experiments/registry.html#published_figures',
                                                                                                   'edgenes/experiments/registry.py'),
                                               'edgenes.experiments.registry.results': ( 'experiments/registry.html#results',

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from ..core import EdgenesError, require, write_atomic, write_json
-from ..experiments.registry import EXPERIMENTS, experiment
+from ..experiments.registry import experiment, experiments_of
 from ..study.profiles import get_profile
 from ..study.records import Records, provenance
 from ..study.tasks import KINDS, Plan
@@ -98,7 +98,7 @@ def recorded_grid(
     workspace = _UnfinishedWorkspace(get_profile(profile), str(results), None)
     seconds: dict[str, float] = {}
     jobs = {}
-    for name in EXPERIMENTS:
+    for name in experiments_of(profile):
         plans = experiment(name).plans(workspace, seed)
         jobs[name] = [_steps_of(plan, workspace, seconds) for plan in plans]
     return Grid(jobs, seconds)

@@ -54,7 +54,7 @@ Seeds = Annotated[
 
 Experiments = Annotated[
     str | None,
-    typer.Option(help="which, separated by commas; default: all"),
+    typer.Option(help="which, separated by commas; default: those of the profile"),
 ]
 
 DataPath = Annotated[
@@ -134,12 +134,13 @@ def seed_list(
 
 
 def chosen_experiments(
-    names: str | None,  # separated by commas; None: all
+    names: str | None,  # separated by commas; None: those of the profile
+    profile: str,
 ) -> dict[str, ModuleType]:
     """The modules of experiments by name. Raises `EdgenesError` for an unknown one."""
-    from edgenes.experiments.registry import EXPERIMENTS, experiment
+    from edgenes.experiments.registry import experiment, experiments_of
 
-    chosen = [part.strip() for part in names.split(",")] if names else EXPERIMENTS
+    chosen = [part.strip() for part in names.split(",")] if names else experiments_of(profile)
     return {name: experiment(name) for name in chosen}
 
 
@@ -193,7 +194,7 @@ def run(
         return
     from edgenes.study import pipeline  # here, so that a run with nothing to do ends at once
 
-    modules = chosen_experiments(experiments)
+    modules = chosen_experiments(experiments, profile)
     workspace = open_workspace(chosen, results, data, device)  # after all that needs no data
     answered = with_answers(workspace, modules, chosen_seeds)
     paths = notebook_paths(answered) if notebooks else []
@@ -435,7 +436,7 @@ def missing(
     workspace = RecordedWorkspace(chosen, str(results_folder(profile, results)), None)
     plans = {
         (name, seed): module.plans(workspace, seed)
-        for name, module in chosen_experiments(experiments).items()
+        for name, module in chosen_experiments(experiments, profile).items()
         for seed in seed_list(seeds or str(chosen.sizes.seeds))
     }
     return lacking(workspace, plans)

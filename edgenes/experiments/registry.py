@@ -24,10 +24,10 @@ from ..study.records import Records
 from ..study.workspace import open_workspace, project_root
 
 # %% auto #0
-__all__ = ['EXPERIMENTS', 'experiment', 'published_figures', 'results', 'answer', 'build_report']
+__all__ = ['EXPERIMENTS', 'experiment', 'experiments_of', 'published_figures', 'results', 'answer', 'build_report']
 
 # %% ../../nbs/experiments/registry.ipynb #aaa8010expe
-_ORDER = (
+_PRINTED = (  # whose figures and tables are in the slides or the paper
     "space",
     "control",
     "distance",
@@ -36,13 +36,8 @@ _ORDER = (
     "speed",
     "annealing",
     "theorem",
-    "shift",
-    "ablation",
-    "relaxation",
-    "hatch",
-    "schedule",
-    "regimes",
 )
+_ORDER = (*_PRINTED, "shift", "ablation", "relaxation", "hatch", "schedule", "regimes")
 
 _MODULES = {module.name for module in iter_modules(edgenes.experiments.__path__)}
 
@@ -56,6 +51,16 @@ def experiment(
     known = ", ".join(EXPERIMENTS)
     require(name in EXPERIMENTS, f"unknown experiment {shown(name)}: use one of {known}")
     return import_module(f"edgenes.experiments.{name}")
+
+
+def experiments_of(
+    profile: str,  # its name
+) -> tuple[str, ...]:
+    """What a profile runs where no experiment is named.
+
+    `demo` is a first look at the method: it has the experiments of slides and paper only.
+    """
+    return _PRINTED if profile == "demo" else EXPERIMENTS
 
 # %% ../../nbs/experiments/registry.ipynb #aaa8014expe
 def published_figures(
