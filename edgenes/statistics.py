@@ -17,8 +17,9 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['MARGINS', 'LEVEL', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction', 'holm',
-           'least_p_holm', 'verdict', 'mixed_model', 'components', 'auc', 'calibration_error', 'spearman']
+__all__ = ['FEWEST_FOR_INTERVAL', 'MARGINS', 'LEVEL', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction',
+           'holm', 'least_p_holm', 'seeds_to_decide', 'verdict', 'mixed_model', 'components', 'auc',
+           'calibration_error', 'spearman']
 
 # %% ../nbs/method/22_statistics.ipynb #e94d005
 def _finite_array(values: Any, name: str = "values") -> np.ndarray:
@@ -43,12 +44,16 @@ def _is_constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 # %% ../nbs/method/22_statistics.ipynb #e94d005b
+FEWEST_FOR_INTERVAL = 3
+
+
 def summary(
     values: Any,  # (n,) one value per run
 ) -> dict[str, float]:
     """n, mean, sd (with n - 1) and 95 % interval of the mean by Student's t (ci_low, ci_high).
 
-    sd and interval are nan for n = 1. `EdgenesError` for no values, or values that are not finite.
+    The interval is nan for n < 3, sd for n = 1. `EdgenesError` for no values, or values that are
+    not finite.
 
     >>> summary([46.2, 45.9, 46.7, 46.6, 47.0])["mean"]
     46.48
@@ -56,12 +61,10 @@ def summary(
     array = _finite_array(values)
     n = array.size
     mean = float(array.mean())
-    if n == 1:
-        sd = reach = float("nan")
-    elif _is_constant(array):
-        sd = reach = 0.0
-    else:
-        sd = float(array.std(ddof=1))
+    sd = reach = float("nan")
+    if n > 1:
+        sd = 0.0 if _is_constant(array) else float(array.std(ddof=1))
+    if n >= FEWEST_FOR_INTERVAL:
         reach = float(stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n))
     return {"n": n, "mean": mean, "sd": sd, "ci_low": mean - reach, "ci_high": mean + reach}
 
@@ -98,8 +101,11 @@ def smallest_difference(
     n: int,  # paired differences
     sd: float,  # their standard deviation
     power: float = 0.8,  # in which share of cases it is found
+    comparisons: int = 1,  # in the family of the test
 ) -> float:  # in the unit of `sd`
-    """The mean difference that a two-sided t-test at 5 % finds with this power.
+    """The mean difference that a two-sided t-test finds with this power.
+
+    Its level is that of the first step of Holm's correction, 5 % over the number of comparisons.
 
     `EdgenesError` for n < 2, a deviation that is not above 0, or a power outside (0.05, 1).
     """
@@ -111,7 +117,8 @@ def smallest_difference(
         0.05 < power < 1,
         f"power is {power}: give a share between 0.05, the level of the test, and 1",
     )
-    return float(sd * TTestPower().solve_power(nobs=n, alpha=0.05, power=power))
+    level = 0.05 / comparisons
+    return float(sd * TTestPower().solve_power(nobs=n, alpha=level, power=power))
 
 # %% ../nbs/method/22_statistics.ipynb #e94d010
 def _permutation_p(differences: np.ndarray) -> float:
@@ -137,7 +144,9 @@ def _wilcoxon_p(differences: np.ndarray) -> float:
         return float(stats.wilcoxon(differences).pvalue)
 
 
-def _paired_row(name: str, differences: np.ndarray, margin: float) -> dict[str, Any]:
+def _paired_row(
+    name: str, differences: np.ndarray, margin: float, comparisons: int
+) -> dict[str, Any]:
     """The row of one system in the table of `paired_tests`."""
     n = differences.size
     mean = differences.mean()
@@ -147,7 +156,7 @@ def _paired_row(name: str, differences: np.ndarray, margin: float) -> dict[str, 
     if n > 1 and not _is_constant(differences):
         sd = differences.std(ddof=1)
         dz = mean / sd
-        detectable = smallest_difference(n, sd)
+        detectable = smallest_difference(n, sd, comparisons=comparisons)
     return {
         "system": name,
         "n": n,
@@ -168,6 +177,7 @@ def paired_tests(
     frame: pd.DataFrame,  # one row per seed, one column per system
     reference: str,  # the column that all others are compared with
     margin: float = MARGINS["accuracy_percent"],  # of equivalence, in the unit of the frame
+    comparisons: int = 0,  # in the family, where it has more rows than these; 0: these
 ) -> pd.DataFrame:  # one row per system, by its name
     """Paired comparisons of every system with a reference, as one family.
 
@@ -180,9 +190,11 @@ def paired_tests(
     require(reference in frame.columns, f"no column {reference!r}: use one of {names}")
     require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
     baseline = _finite_array(frame[reference], reference)
+    systems = frame.columns.drop(reference)
+    size = comparisons or len(systems)
     rows = [
-        _paired_row(name, _finite_array(frame[name], name) - baseline, margin)
-        for name in frame.columns.drop(reference)
+        _paired_row(name, _finite_array(frame[name], name) - baseline, margin, size)
+        for name in systems
     ]
     return holm(pd.DataFrame(rows).set_index("system"))
 
@@ -222,6 +234,16 @@ def least_p_holm(
     """
     return holm_correction(table["p_least"])
 
+# %% ../nbs/method/22_statistics.ipynb #796bff11
+def seeds_to_decide(
+    comparisons: int,  # of one family
+) -> int:
+    """The fewest pairs with which a permutation test can find a difference in so many tests."""
+    pairs = 1
+    while comparisons * 2.0 ** (1 - pairs) >= LEVEL:
+        pairs += 1
+    return pairs
+
 # %% ../nbs/method/22_statistics.ipynb #e94d011b
 def _counted(count: int, noun: str) -> str:
     """1 pair, 2 pairs."""
@@ -238,8 +260,10 @@ def _findings(table: pd.DataFrame, reference: str, unit: str, what: str) -> str:
     """The significant differences, or the largest one where there is none."""
 
     def effect(row: pd.Series) -> str:
-        interval = f"{row['ci_low']:+.2g} to {row['ci_high']:+.2g}"
-        return f"{row['difference']:+.2g} {unit}, 95 % interval {interval}, p = {row['p_holm']:.2g}"
+        interval = ""
+        if np.isfinite(row["ci_low"]):
+            interval = f", 95 % interval {row['ci_low']:+.2g} to {row['ci_high']:+.2g}"
+        return f"{row['difference']:+.2g} {unit}{interval}, p = {row['p_holm']:.2g}"
 
     def named(row: pd.Series) -> str:
         return f"{row.iloc[0]} ({effect(row)})"
@@ -293,12 +317,13 @@ def _out_of_reach(table: pd.DataFrame) -> list[str]:
 
 
 def _power(table: pd.DataFrame, unit: str) -> list[str]:
-    """Which difference would be found in most cases."""
+    """Which difference would be found in most cases; nothing where none could be."""
     detectable = table["smallest_difference"].median()
-    if not np.isfinite(detectable):
+    if not np.isfinite(detectable) or _out_of_reach(table):
         return []
     pairs = _pairs(table)
-    scatter = " (the median over the comparisons)" if len(table) > 1 else ""
+    scatter = " (the median over the comparisons, each at 5 % over their number)"
+    scatter = scatter if len(table) > 1 else ""
     return [
         f"A t-test on {pairs} would find a difference of {_unit_of(detectable, unit)} "
         f"in 80 % of cases{scatter}."

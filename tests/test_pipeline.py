@@ -15,7 +15,7 @@ import papermill
 import pytest
 
 from edgenes.core import read_json
-from edgenes.experiments import quality
+from edgenes.experiments import quality, speed
 from edgenes.experiments.registry import (
     EXPERIMENTS,
     build_report,
@@ -25,9 +25,12 @@ from edgenes.experiments.registry import (
 )
 from edgenes.report.frames import system_records
 from edgenes.study.costs import measure
+from edgenes.study.forecast import imagined
 from edgenes.study.pipeline import Progress, run
 from edgenes.study.profiles import PROFILES, get_profile
 from edgenes.study.records import Records, all_records
+from edgenes.study.systems import system_plan
+from edgenes.study.tasks import EnsembleRun
 from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -276,6 +279,42 @@ def test_report_of_one_experiment_alone(name, tmp_path):
     build_report(tmp_path)
     assert experiment(name).TITLE in html.unescape((tmp_path / "report.html").read_text())
     assert list((tmp_path / "tables").glob("*.csv"))
+
+
+def priced(task, workspace):
+    """An imagined record, with seconds for every epoch of a search and every retraining."""
+    record = imagined(task, workspace)
+    seconds = dict(record["seconds"])
+    results_ = dict(record["results"])
+    if task.kind == "darts":
+        results_["log"] = [entry | {"seconds": 10.0} for entry in results_["log"]]
+        seconds["search"] = 10.0 * len(results_["log"])
+    if task.kind == "retraining":
+        seconds["retraining"] = 2.0
+    return record | {"results": results_, "seconds": seconds}
+
+
+def ensemble_of(plan, workspace):
+    """The ensemble that a plan asks for at its end."""
+    tasks = next(plan)
+    while not isinstance(tasks[0], EnsembleRun):
+        tasks = plan.send([priced(task, workspace) for task in tasks])
+    return tasks[0]
+
+
+@pytest.mark.parametrize("optima", [1, 2])
+def test_searches_cost_the_same_along_the_search_as_at_its_end(tmp_path, optima):
+    profile = get_profile("smoke")
+    profile = replace(profile, sizes=replace(profile.sizes, optima=optima))
+    workspace = open_workspace(profile, tmp_path)
+    points = [
+        ensemble_of(speed.point(workspace, 0, "DartsEns", step), workspace)
+        for step in range(1, profile.sizes.curve_points + 1)
+    ]
+    at_the_end = ensemble_of(system_plan(workspace, 0, "DartsEns"), workspace)
+    costs = [task.search_seconds for task in points]
+    assert costs == sorted(costs)
+    assert costs[-1] == at_the_end.search_seconds > 0
 
 
 def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):

@@ -27,7 +27,14 @@ from edgenes.report.frames import (
 from ..report.phrases import counted, mean_with_interval
 from ..report.plots import figure, seed_line_styles
 from ..report.result import Result
-from ..statistics import calibration_error, holm, paired_tests, spearman, verdict
+from edgenes.statistics import (
+    FEWEST_FOR_INTERVAL,
+    calibration_error,
+    holm,
+    paired_tests,
+    spearman,
+    verdict,
+)
 from ..study.records import Record, Records, all_records
 from ..study.systems import ensemble, network_at_lambda, system_plan
 from ..study.tasks import EnsembleRun, Plan, candidates_of
@@ -139,6 +146,7 @@ def unselected_records(
         for record in all_records(records, "system")
         if record["inputs"]["keep"] == len(record["inputs"]["pool"]) == members
         and record["inputs"]["rule"] != "forward"
+        and "trainings" not in record["inputs"]  # trained for another time than the candidates
     ]
 
 
@@ -150,9 +158,9 @@ def unselected_gaps(
     for record in unselected:
         metrics = record["results"]
         gap = metrics["val"]["accuracy_percent"] - metrics["test"]["accuracy_percent"]
-        rows.append((record["inputs"]["seed"], str(record["inputs"]["pool"]), gap))
-    ensembles = pd.DataFrame(rows, columns=["seed", "pool", "gap"])
-    return ensembles.drop_duplicates(["seed", "pool"]).groupby("seed")["gap"].mean()
+        rows.append((record["inputs"]["seed"], str(metrics["retrainings"]), gap))
+    ensembles = pd.DataFrame(rows, columns=["seed", "members", "gap"])
+    return ensembles.drop_duplicates(["seed", "members"]).groupby("seed")["gap"].mean()
 
 
 def selection_runs(
@@ -280,7 +288,8 @@ def _variant_sentences(
         f"{name} {mean_with_interval(row, 'accuracy_percent', 1, ' %')}"
         for name, row in by_variant.iterrows()
     ]
-    intervals = " 95 % intervals are in brackets." if by_variant["n"].max() > 1 else ""
+    has_intervals = by_variant["n"].max() >= FEWEST_FOR_INTERVAL
+    intervals = " 95 % intervals are in brackets." if has_intervals else ""
     seeds = sorted({int(n) for n in by_variant["n"]})
     sample = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
     return [

@@ -26,7 +26,7 @@ from edgenes.report.frames import (
 from ..report.phrases import counted, mean_with_interval
 from ..report.plots import figure, interval_bar
 from ..report.result import Result
-from ..statistics import paired_tests, summary, verdict
+from ..statistics import FEWEST_FOR_INTERVAL, paired_tests, summary, verdict
 from ..study.records import Records
 from ..study.systems import network_at_lambda
 from ..study.tasks import Plan
@@ -159,7 +159,7 @@ def accuracy_sentence(
             row = pd.Series(spread_of(wide[name], "accuracy"))
             means.append(f"{name} {mean_with_interval(row, 'accuracy', 1, ' %')}")
     sample = f"n = {counted(len(wide), 'seed')}"
-    if len(wide) > 1:
+    if len(wide) >= FEWEST_FOR_INTERVAL:
         sample += ", 95 % intervals"
     return f"Mean test accuracy over lambda: {', '.join(means)} ({sample}).{left_out}"
 
@@ -214,7 +214,8 @@ def _caption(counts: pd.Series) -> str:
     sample = counted(counts.max(), "seed")
     if counts.min() < counts.max():
         sample = f"{counts.min()} to {sample}"
-    means = "means with 95 % intervals" if counts.max() > 1 else "means, without intervals"
+    has_intervals = counts.max() >= FEWEST_FOR_INTERVAL
+    means = "means with 95 % intervals" if has_intervals else "means, without intervals"
     return (
         "Test accuracy (%) of single networks with and without annealing. Small marks are seeds; "
         f"large marks are {means} (n = {sample} per mark)."

@@ -17,7 +17,7 @@ from matplotlib.legend import Legend
 
 from ..report.dial import Position, positions, small_multiples
 from ..report.frames import calibration_errors, calibration_table, hypernetwork_records
-from ..report.phrases import agreeing, counted
+from ..report.phrases import agreeing, counted, few_seeds, interval_in_words
 from ..report.plots import MAX_OFFSET, figure, seed_lines, seed_styles
 from ..report.result import Result
 from ..statistics import calibration_error, spearman, summary
@@ -138,12 +138,12 @@ def calibration_sentence(
     """The mean calibration error, and how many hypernetworks reach the least possible one."""
     count = len(errors)
     moments = summary(errors["calibration_error_edges"])
-    interval = f" (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
+    interval = interval_in_words(moments, around=" ({})")
     at_least = int((errors["calibration_error_edges"] < least + 1e-9).sum())
     return (
         f"For {counted(count, 'hypernetwork')} the calibration error, the mean distance between "
         f"lambda and the number of shared edges, is {moments['mean']:.2f} edges"
-        f"{interval if count > 1 else ''}. The least possible on this grid is {least:.2f} edges, "
+        f"{interval}. The least possible on this grid is {least:.2f} edges, "
         f"and {at_least} of {count} {agreeing(at_least, 'reaches', 'reach')} it."
     )
 
@@ -245,10 +245,10 @@ def result(
 
 def _captions(count: int, epochs: int, first_seed: int) -> dict[str, str]:
     """The captions of the three figures, for a number of hypernetworks and of epochs."""
-    bars = "One seed, so no interval."
+    bars = few_seeds(count)
     shown = f"the hypernetwork of seed {first_seed}"
     if count > 1:
-        bars = "Black: mean and 95 % interval over seeds."
+        bars = bars or "Black: mean and 95 % interval over seeds."
         shown = f"one of {count} hypernetworks, that of seed {first_seed},"
     size = f"n = {counted(count, 'hypernetwork')}, one per seed."
     last = f"after the last of {epochs} epochs"

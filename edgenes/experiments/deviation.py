@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from statsmodels.formula.api import mixedlm
 
 from ..report.frames import accuracy_of, system_frame, system_records
-from ..report.phrases import counted
+from ..report.phrases import counted, few_seeds
 from ..report.plots import figure, mean_line, offsets, seed_styles
 from ..report.result import Result
 from ..statistics import paired_tests, verdict
@@ -307,9 +307,7 @@ def result(
 
 
 def _caption(seeds: int, complete_seeds: int) -> str:
-    bars = "One seed, so no intervals."
-    if seeds > 1:
-        bars = "Bars: mean and 95 % interval over seeds."
+    bars = few_seeds(seeds) or "Bars: mean and 95 % interval over seeds."
     return (
         "Left: test accuracy (%) of single networks at each lambda, one mark per seed "
         f"(n = {counted(seeds, 'seed')}). Thin lines join the two networks of a seed. Right: their "

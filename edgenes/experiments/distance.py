@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from ..report.frames import system_frame, system_records
-from ..report.phrases import counted
+from ..report.phrases import counted, few_seeds, interval_in_words
 from ..report.plots import figure, seed_lines, seed_styles
 from ..report.result import Result
 from ..statistics import MARGINS, paired_tests, spearman, summary, verdict
@@ -130,10 +130,10 @@ def slope_sentence(
     """The mean slope of a system, with its interval."""
     count = len(slopes)
     moments = summary(slopes["points_per_edge"])
-    interval = f" (95 % interval {moments['ci_low']:+.2f} to {moments['ci_high']:+.2f})"
+    interval = interval_in_words(moments, "+.2f", " ({})")
     return (
         f"For the {system}, one more edge shared with alpha* goes with {moments['mean']:+.2f} "
-        f"points of accuracy{interval if count > 1 else ''}, on average over n = "
+        f"points of accuracy{interval}, on average over n = "
         f"{counted(count, 'seed')}. The mean Spearman correlation of lambda and accuracy is "
         f"{slopes['spearman'].mean():+.2f}."
     )
@@ -149,9 +149,9 @@ def read_off_sentence(
     slope, _ = np.polyfit(lambdas, accuracies, 1)
     return (
         f"The {len(lambdas)} points of the paper's figure lie between {min(accuracies):.2f} and "
-        f"{max(accuracies):.2f} % and rise by {slope:+.2f} points per edge. The slope is small, "
-        f"but it is a trend (Spearman {rank.statistic:+.2f}, p = {rank.pvalue:.2g}, n = "
-        f"{len(lambdas)} points of one hypernetwork, none repeated)."
+        f"{max(accuracies):.2f} % and rise by {slope:+.2f} points per edge (Spearman "
+        f"{rank.statistic:+.2f}). They are of one hypernetwork and none is repeated, so nobody can "
+        "tell whether the trend is more than that of one run."
     )
 
 # %% ../../nbs/experiments/distance.ipynb #080d007
@@ -191,9 +191,7 @@ def _caption(frame: pd.DataFrame, read_off: Mapping[str, list[float]] | None) ->
     systems = "h(lambda)"
     if (frame["system"] == "random deviation").any():
         systems += " and of random deviations"
-    bars = "One seed, so no intervals."
-    if seeds > 1:
-        bars = "Black: mean and 95 % interval over seeds."
+    bars = few_seeds(seeds) or "Black: mean and 95 % interval over seeds."
     caption = (
         "Test accuracy (%) of single networks against lambda, the number of edges shared with "
         f"alpha*: of {systems}, one line per seed (n = {counted(seeds, 'seed')}). {bars}"

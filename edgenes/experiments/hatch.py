@@ -71,7 +71,7 @@ def system_at_cost(
     profile = workspace.profile
     parts = yield from trained(workspace, seed)
     genotypes = nearest(parts.hypernetwork, profile.budget.members)
-    trainings = trainings_of(system, profile, parts.optimum, genotypes, seed, epochs)
+    trainings = trainings_of(system, profile, parts.optimum.genotype, genotypes, seed, epochs)
     task = EnsembleRun(
         experiment="hatch",
         system=system,

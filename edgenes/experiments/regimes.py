@@ -26,7 +26,7 @@ from edgenes.report.frames import (
     system_frame,
     system_records,
 )
-from ..report.phrases import counted, listed
+from ..report.phrases import counted, interval_in_words, listed
 from ..report.plots import figure
 from ..report.result import Result
 from ..retraining import RetrainSettings
@@ -73,11 +73,11 @@ def ensemble_at(
     lam: int,
 ) -> Plan:
     """Plan of an ensemble of `MEMBERS` members; returns its record."""
-    (optimum,), _ = yield from searched(workspace, seed)
+    (optimum,) = yield from searched(workspace, seed)
     settings = settings_of(workspace.profile.budget.retrain, epochs)
     trainings = tuple(
         Retraining(1000 * seed + place, genotype, settings)
-        for place, genotype in enumerate(members_of(optimum, lam, seed))
+        for place, genotype in enumerate(members_of(optimum.genotype, lam, seed))
     )
     task = EnsembleRun(
         experiment="regimes",
@@ -169,6 +169,7 @@ def cost_table(
         if seeds.empty:
             continue
         row = {"epochs": epochs, "lambda": lam, "network_epochs": longer, "n": len(seeds)}
+        row["val_accuracy_percent"] = own.loc[seeds, "val_accuracy_percent"].mean()
         for metric in ("accuracy_percent", "nll_nats"):
             gaps = own.loc[seeds, metric] - rivals.loc[seeds, f"member_{metric}"]
             moments = summary(gaps)
@@ -243,18 +244,21 @@ def regime_sentences(
 
 
 def _best_lambda(runs: pd.DataFrame) -> str:
-    """At which lambda the ensemble of one length is best, beside copies of alpha*."""
+    """The lambda that validation images choose for one length, beside copies of alpha*."""
     accuracy = runs.pivot(index="seed", columns="lambda", values="accuracy_percent")
     copies = accuracy.columns.max()
-    best = accuracy.mean().idxmax()
-    sentence = f"The ensemble is best at lambda = {best:.0f}, with {accuracy[best].mean():.1f} %"
+    best = runs.groupby("lambda")["val_accuracy_percent"].mean().idxmax()
+    sentence = (
+        f"Validation images choose the ensemble at lambda = {best:.0f}, which has "
+        f"{accuracy[best].mean():.1f} % on test images"
+    )
     if best == copies:
-        return f"{sentence}: as copies of alpha*."
+        return f"{sentence}: copies of alpha*."
     gain = summary(accuracy[best] - accuracy[copies])
     return (
         f"{sentence}; copies of alpha* have {accuracy[copies].mean():.1f} % "
-        f"(difference {gain['mean']:+.1f} points, 95 % interval {gain['ci_low']:+.1f} to "
-        f"{gain['ci_high']:+.1f}; {_sample(len(accuracy))})."
+        f"(difference {gain['mean']:+.1f} points; {interval_in_words(gain, '+.1f', '{}; ')}"
+        f"{_sample(len(accuracy))})."
     )
 
 
@@ -268,27 +272,30 @@ def _sample(seeds: int) -> str:
 def cost_sentence(
     compared: pd.DataFrame,  # of `cost_table`
 ) -> list[str]:
-    """From which length on an ensemble beats one network of its cost.
+    """By how much an ensemble beats one network of its cost, by the length of training.
 
-    Nothing where no length has two seeds of both.
+    The lambda of each length is the one that validation images choose. Nothing where no length has
+    two seeds of both.
     """
     several = compared[compared["n"] > 1] if len(compared) else compared
     if several.empty:
         return []
-    best = several.loc[several.groupby("epochs")["accuracy_percent_mean"].idxmax()]
-    ahead = best[best["accuracy_percent_mean"] > 0]
-    cost = "one network that trains for at least as many epochs as the ensemble in all"
-    if ahead.empty:
-        lengths_ = listed([f"{epochs:.0f}" for epochs in best["epochs"]])
-        return [f"With members of {lengths_} epochs no ensemble is more accurate than {cost}."]
-    first = ahead.iloc[0]
-    return [
-        f"The shortest training with which an ensemble is more accurate than {cost} is "
-        f"{counted(int(first['epochs']), 'epoch', 'epochs')} a member, at lambda = "
-        f"{first['lambda']:.0f}: {first['accuracy_percent_mean']:+.1f} points (95 % interval "
-        f"{first['accuracy_percent_ci_low']:+.1f} to {first['accuracy_percent_ci_high']:+.1f}; "
-        f"{_sample(int(first['n']))})."
+    chosen = several.loc[several.groupby("epochs")["val_accuracy_percent"].idxmax()]
+    gains = [
+        f"{row['accuracy_percent_mean']:+.1f} points with members of "
+        f"{counted(int(row['epochs']), 'epoch', 'epochs')} (lambda = {row['lambda']:.0f}; "
+        f"{_interval_of_accuracy(row)}{_sample(int(row['n']))})"
+        for _, row in chosen.iterrows()
     ]
+    return [
+        "The ensemble at the lambda that validation images choose, minus one network that trains "
+        f"for at least as many epochs as its members in all: {listed(gains)}."
+    ]
+
+
+def _interval_of_accuracy(row: pd.Series) -> str:
+    ends = {end: row[f"accuracy_percent_{end}"] for end in ("ci_low", "ci_high")}
+    return interval_in_words(ends, "+.1f", "{}; ")
 
 # %% ../../nbs/experiments/regimes.ipynb #reg022
 def result(

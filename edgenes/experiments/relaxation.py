@@ -64,13 +64,13 @@ def optimum_plan(
 ) -> Plan:
     """Retrains the optimum of a method alone; returns its record."""
     variant = variant_of(method, workspace.profile.budget.darts)
-    optima, searches = yield from searched(workspace, seed, 1, variant)
+    (optimum,) = yield from searched(workspace, seed, 1, variant)
     run = EnsembleRun(
         experiment="relaxation",
         system=f"{method}, optimum",
         seed=seed,
-        pool=with_retraining_seeds(seed, optima),
-        search_seconds=searches[0]["seconds"]["search"],
+        pool=with_retraining_seeds(seed, [optimum.genotype]),
+        search_seconds=optimum.seconds,
     )
     return (yield from ensemble(workspace, run))
 
@@ -205,7 +205,7 @@ def control_sentence(
         row = pd.Series(spread_of(part["calibration_error_edges"], "error"))
         mean = mean_with_interval(row, "error", 2, " edges")
         errors.append(f"{mean} after the {method} search")
-    intervals = " Intervals are 95 % intervals." if control["seed"].nunique() > 1 else ""
+    intervals = " Intervals are 95 % intervals." if control["seed"].nunique() > 2 else ""
     return f"The calibration error is {listed(errors)}.{intervals}"
 
 

@@ -20,7 +20,7 @@ from ..report.frames import accuracy_of, spread_of, system_records
 from ..report.phrases import agreeing, counted, mean_with_interval
 from ..report.plots import figure
 from ..report.result import Result
-from ..statistics import MARGINS, holm, paired_tests, summary, verdict
+from ..statistics import FEWEST_FOR_INTERVAL, MARGINS, holm, paired_tests, summary, verdict
 from ..study.records import Record, Records, all_records
 from ..study.systems import ensemble, system_plan
 from ..study.tasks import Plan, ShiftRun, candidates_of
@@ -193,8 +193,9 @@ def _draw_band(
     colour = style["color"]
     for _, row in wide.iterrows():
         ax.plot(wide.columns, row, lw=0.6, alpha=0.55, color=colour)
-    band = moments[moments["n"] > 2]  # that of two runs would hide everything else
-    ax.fill_between(band.index, band["ci_low"], band["ci_high"], alpha=0.2, lw=0, color=colour)
+    low = moments["ci_low"]
+    high = moments["ci_high"]
+    ax.fill_between(moments.index, low, high, alpha=0.2, lw=0, color=colour)
     ax.plot(moments.index, moments["mean"], lw=1.8, ms=4, **style)
 
 
@@ -263,7 +264,7 @@ def best_sentence(
     beside = ""
     if best != REFERENCE and REFERENCE in by_system.index:
         beside = f"; {REFERENCE} has {accuracy(REFERENCE)}"
-    intervals = ", 95 % intervals" if by_system["n"].max() > 1 else ""
+    intervals = ", 95 % intervals" if by_system["n"].max() >= FEWEST_FOR_INTERVAL else ""
     return (
         f"Over {counted(corrupted['corruption'].nunique(), 'corruption')} at "
         f"{counted(corrupted['severity'].nunique(), 'severity')} of "
@@ -279,7 +280,7 @@ def _caption(
 ) -> str:
     corruptions = runs.loc[runs["severity"] > 0, "corruption"].nunique()
     clean = "Severity 0 is the clean test split. " if (runs["severity"] == 0).any() else ""
-    bands = "Bands are 95 % intervals. " if rows["n"].max() > 1 else ""
+    bands = "Bands are 95 % intervals. " if rows["n"].max() >= FEWEST_FOR_INTERVAL else ""
     return (
         f"Test accuracy, its difference from {REFERENCE} by seed, and expected calibration error "
         f"against severity: means over {counted(corruptions, 'corruption')} of "

@@ -24,7 +24,7 @@ from sklearn.manifold import MDS
 from ..genotype import Genotype, SearchSpace
 from ..neighbours import deviate, random_genotype
 from ..report.frames import hypernetwork_records
-from ..report.phrases import counted
+from ..report.phrases import counted, interval_in_words
 from ..report.plots import figure, offsets, seed_styles
 from ..report.result import Result
 from ..statistics import summary
@@ -359,12 +359,8 @@ def path_sentence(
     """How many different genotypes a path has."""
     per_seed = paths.groupby("seed")["genotypes"].sum()
     moments = summary(per_seed)
-    sample = "one seed"
-    if len(per_seed) > 1:
-        sample = (
-            f"95 % interval {moments['ci_low']:.1f} to {moments['ci_high']:.1f}, "
-            f"n = {counted(len(per_seed), 'seed')}"
-        )
+    interval = interval_in_words(moments, ".1f", "{}, ")
+    sample = f"{interval}n = {counted(len(per_seed), 'seed')}"
     return (
         f"On average the path of a hypernetwork has {moments['mean']:.1f} different genotypes at "
         f"{PATH_VALUES} values of lambda ({sample})."

@@ -20,11 +20,11 @@ from scipy.stats import binomtest
 
 from ..algorithm import with_retraining_seeds
 from ..report.frames import complete_seeds, spread_of, system_frame, system_records
-from ..report.phrases import agreeing, counted, listed, mean_with_interval
+from ..report.phrases import agreeing, counted, few_seeds, listed, mean_with_interval
 from ..report.plots import figure, mean_line
 from ..report.result import Result
 from ..search import lambda_grid
-from ..statistics import auc, holm, paired_tests, verdict
+from ..statistics import FEWEST_FOR_INTERVAL, auc, holm, paired_tests, verdict
 from ..study.records import Record, Records
 from ..study.systems import ensemble, searched, spread_lambdas, trained
 from ..study.tasks import EnsembleRun, Plan, genotype_of
@@ -59,16 +59,18 @@ def _seconds_so_far(record: Record, epoch: int) -> float:
 def _stage_of_searches(workspace: Workspace, seed: int, epoch: int) -> Plan:
     """The optima of independent searches."""
     members = workspace.profile.budget.members
-    _, records = yield from searched(workspace, seed, members)
-    optima = [record["results"]["log"][epoch - 1]["genotypes"][0] for record in records]
-    seconds = sum(_seconds_so_far(record, epoch) for record in records)
-    return Stage(optima, members * epoch, seconds)
+    optima = yield from searched(workspace, seed, members)
+    architectures = [one.record["results"]["log"][epoch - 1]["genotypes"][0] for one in optima]
+    seconds = sum(
+        sum(_seconds_so_far(record, epoch) for record in one.searches) + one.trial_seconds
+        for one in optima
+    )
+    return Stage(architectures, members * epoch, seconds)
 
 
 def _stage_of_hypernetwork(workspace: Workspace, seed: int, epoch: int) -> Plan:
     """The architectures at evenly spaced lambdas; the search for alpha* is over by then."""
     profile = workspace.profile
-    _, (darts,) = yield from searched(workspace, seed, 1)
     parts = yield from trained(workspace, seed)
     by_lambda = dict(
         zip(
@@ -77,7 +79,7 @@ def _stage_of_hypernetwork(workspace: Workspace, seed: int, epoch: int) -> Plan:
         )
     )
     lambdas = spread_lambdas(profile)
-    seconds = darts["seconds"]["search"] + _seconds_so_far(parts.record, epoch)
+    seconds = parts.optimum.seconds + _seconds_so_far(parts.record, epoch)
     places = [round(2 * lam) for lam in lambdas]
     return Stage([by_lambda[lam] for lam in lambdas], epoch, seconds, places)
 
@@ -331,7 +333,7 @@ def height_sentence(
         f"for {system}"
         for system in SYSTEMS
     ]
-    intervals = ", 95 % intervals" if len(shared) > 1 else ""
+    intervals = ", 95 % intervals" if len(shared) >= FEWEST_FOR_INTERVAL else ""
     return (
         f"{start} the mean height of the curve is {listed(means)} (n = {seeds} whose curves "
         f"share a window{intervals})."
@@ -436,7 +438,7 @@ def result(
     sources = system_records(records, "speed")
     members = counted(len(sources[0]["inputs"]["pool"]), "network")
     seeds = points["seed"].nunique()
-    spread = "Bars are 95 % intervals of the mean accuracy. " if seeds > 1 else ""
+    spread = "Bars are 95 % intervals of the mean accuracy. " if not few_seeds(seeds) else ""
     caption = (
         f"Test accuracy of an ensemble of {members} along the search. Thin lines are seeds, thick "
         f"ones means (on the right at the mean seconds of a step). {spread}Dotted: the goal of the "

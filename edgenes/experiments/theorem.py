@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TITLE', 'POOLS', 'plans', 'sized', 'size_law', 'mean_size', 'enumerated', 'checks', 'edge_places', 'count_overlaps',
-           'overlap_table', 'size_table', 'size_tests', 'ratio_panel', 'parts_panel', 'sizes_panel', 'theorem_figure',
-           'counted_sentence', 'parts_sentence', 'formula_sentence', 'sizes_sentence', 'result']
+           'members_if_random', 'overlap_table', 'size_table', 'size_tests', 'ratio_panel', 'parts_panel',
+           'sizes_panel', 'theorem_figure', 'counted_sentence', 'parts_sentence', 'formula_sentence', 'sizes_sentence',
+           'result']
 
 # %% ../../nbs/experiments/theorem.ipynb #b521004
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 
 from ..genotype import Genotype, SearchSpace
 from ..report.frames import accuracy_of, hypernetwork_records, system_frame, system_records
-from ..report.phrases import counted
+from ..report.phrases import counted, few_seeds, interval_in_words
 from ..report.plots import figure, mean_line, offsets, seed_styles
 from ..report.result import Result
 from ..statistics import paired_tests, summary, verdict
@@ -205,6 +206,21 @@ def count_overlaps(
     }
 
 
+def members_if_random(
+    space: SearchSpace,
+    members: int,
+) -> float:
+    """Members that an edge of an ensemble of random architectures belongs to, on average."""
+    pairs = 0.0
+    distinct = 0.0
+    for node in range(2, space.nodes + 2):
+        edges = node * len(space.operations)
+        chance = min(space.inputs_per_node, node) / edges  # that a member has one of them
+        pairs += members * edges * chance
+        distinct += edges * (1 - (1 - chance) ** members)
+    return pairs / distinct
+
+
 def _active_edges(record: Record) -> list[set[int]]:
     """The active edges of every weight step of a hypernetwork."""
     entries = record["results"]["log"]
@@ -235,6 +251,7 @@ def overlap_table(
             "max_shared": space.max_shared,
         }
         row |= count_overlaps(steps, optimum, members, space.max_shared)
+        row["members_if_random"] = members_if_random(space, len(members))
         row["dartsens"] = np.mean(dartsens.get(seed, [np.nan]))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -337,7 +354,7 @@ def parts_panel(
         part = long[long["seed"] == seed]
         place = part["place"] + offset - 0.06
         ax.plot(place, part["edges"], ls="none", ms=4.5, mew=0, label=f"seed {seed}", **style)
-    label = "mean, 95 % interval" if len(styles) > 1 else "mean"
+    label = "mean" if few_seeds(len(styles)) else "mean, 95 % interval"
     mean_line(ax, long, "place", "edges", 0.32, label=label, **_MEAN)
     for distribution in ("discrete_from_one", "continuous"):
         size = mean_size(distribution, max_shared)
@@ -404,12 +421,9 @@ def theorem_figure(
 
 # %% ../../nbs/experiments/theorem.ipynb #b521028
 def _with_interval(values: pd.Series) -> str:
-    """A mean with its 95 % interval, in words; alone where one value gives none."""
+    """A mean with its 95 % interval, in words; alone where few values give none."""
     moments = summary(values)
-    mean = f"{moments['mean']:.2f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
+    return f"{moments['mean']:.2f}{interval_in_words(moments, around=' ({})')}"
 
 
 def counted_sentence(
@@ -534,8 +548,7 @@ def _caption(overlaps: pd.DataFrame, sizes: pd.DataFrame) -> str:
             "Last panel: test accuracy of the best n of N candidates. Thin lines are seeds, thick "
             f"ones means (n = {counted(seeds, 'seed')})."
         )
-    if max(trainings, seeds) > 1:
-        sentences.append("Bars: 95 % intervals over seeds.")
-    elif trainings or seeds:
-        sentences.append("One seed, so no interval.")
+    if trainings or seeds:
+        most = max(trainings, seeds)
+        sentences.append(few_seeds(most) or "Bars: 95 % intervals over seeds.")
     return " ".join(sentences)

@@ -11,13 +11,15 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from .phrases import interval_in_words
 from .result import Result
 from ..statistics import LEVEL, calibration_error, least_p_holm, spearman, summary
+from ..theorem import ratio_to_dartsens
 
 # %% auto #0
-__all__ = ['Tables', 'Published', 'SUPPORTED', 'NOT_SUPPORTED', 'UNDECIDED', 'CANNOT', 'NOT_RUN', 'CONTROL', 'MARGIN', 'QUALITY',
-           'SPEED', 'THEOREM', 'CLAIMS', 'Finding', 'Claim', 'above', 'row_of', 'positive', 'difference_in_words',
-           'briefly', 'better_than', 'higher_curve', 'finding', 'claims_table']
+__all__ = ['Tables', 'Published', 'SUPPORTED', 'NOT_SUPPORTED', 'UNDECIDED', 'CANNOT', 'NOT_RUN', 'FEWEST_TO_DECIDE', 'CONTROL',
+           'MARGIN', 'QUALITY', 'SPEED', 'THEOREM', 'CLAIMS', 'Finding', 'Claim', 'above', 'row_of', 'positive',
+           'difference_in_words', 'briefly', 'better_than', 'higher_curve', 'finding', 'claims_table']
 
 # %% ../../nbs/report/claims.ipynb #claims0005
 Tables: TypeAlias = Mapping[str, pd.DataFrame]  # of all experiments, by name
@@ -53,6 +55,9 @@ class Claim:
     found: Callable[[Tables], Finding]  # raises `KeyError` where a table is not there
 
 
+FEWEST_TO_DECIDE = 6  # seeds: a permutation test of fewer pairs has no p below 5 %
+
+
 def above(
     low: float,  # end of a 95 % interval
     high: float,  # the other end
@@ -60,7 +65,7 @@ def above(
     n: int,  # seeds
 ) -> str:
     """The verdict on "it is above this bound" by an interval."""
-    if 2.0 ** (1 - n) >= LEVEL:
+    if n < FEWEST_TO_DECIDE:
         return CANNOT
     if low > bound:
         return SUPPORTED
@@ -83,7 +88,7 @@ def positive(
     """The verdict on "there is a positive difference" by a paired test."""
     if row["p_holm"] < LEVEL:
         return SUPPORTED if sign * row["difference"] > 0 else NOT_SUPPORTED
-    if row["p_equivalent_holm"] < LEVEL:
+    if row["p_equivalent_holm"] < LEVEL and row["n"] >= FEWEST_TO_DECIDE:
         return NOT_SUPPORTED
     return UNDECIDED if row["p_least_holm"] < LEVEL else CANNOT
 
@@ -95,7 +100,7 @@ def difference_in_words(
 ) -> str:
     """A difference with its interval and p."""
     ends = sorted(sign * row[end] for end in ("ci_low", "ci_high"))
-    interval = f"95 % interval {ends[0]:+.2f} to {ends[1]:+.2f}, " if pd.notna(ends[0]) else ""
+    interval = interval_in_words(dict(zip(("ci_low", "ci_high"), ends)), "+.2f", "{}, ")
     return f"{sign * row['difference']:+.2f} {unit} ({interval}p = {row['p_holm']:.2g} after Holm)"
 
 
@@ -121,13 +126,11 @@ def _control_printed(published: Published) -> str:
 def _control_found(tables: Tables) -> Finding:
     errors = tables["F3"]["calibration_error_edges"]
     moments = summary(errors)
-    interval = ""
-    if len(errors) > 1:
-        interval = f" (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
+    interval = interval_in_words(moments, around=" ({})")
     mean = f"{moments['mean']:.2f} edges from lambda on average"
     return Finding(
         above(-moments["ci_high"], -moments["ci_low"], -0.5, len(errors)),
-        f"{mean}{interval}; the bound is half an edge",
+        f"{mean}{interval}; the bound is half an edge, the most by which rounding lambda errs",
         len(errors),
         mean,
     )
@@ -256,6 +259,11 @@ def _hours(published: Published, system: str) -> str:
     return f"{ours:g} against {theirs:g} GPU-hours, searches alone"
 
 
+def _only_seed(row: pd.Series) -> int | None:
+    """1 where a system has one seed, which decides nothing; of more seeds a cost is the same."""
+    return 1 if row["n"] == 1 else None
+
+
 def _cheaper_found(tables: Tables) -> Finding:
     systems = tables["T2"].set_index("system")
     ours = systems.loc["EdgeNES"]
@@ -266,18 +274,22 @@ def _cheaper_found(tables: Tables) -> Finding:
         f"its searches cost {search:.2f} times as much; with the retraining of all candidates "
         f"it costs {total:.2f} times as much"
     )
-    in_all = f"dearer in all, {total:.2f}" if total > 1 else f"{total:.2f} in all"
-    brief = f"{search:.2f} times the cost, {'but' if search < 1 < total else 'and'} {in_all} times"
-    return Finding(SUPPORTED if search < 1 else NOT_SUPPORTED, words, int(ours["n"]), brief)
+    in_all = f"{total:.2f} times with retraining"
+    brief = f"{search:.2f} times the cost, {'but' if search < 1 < total else 'and'} {in_all}"
+    verdict = SUPPORTED if search < 1 else NOT_SUPPORTED
+    return Finding(verdict, words, _only_seed(ours), brief)
 
 
 def _free_found(tables: Tables) -> Finding:
     systems = tables["T2"].set_index("system")
     seconds = systems.loc["Random-NES", "total_seconds"]
     share = seconds / systems.loc["EdgeNES", "total_seconds"]
-    words = f"{seconds:.0f} s for its retrainings, {share:.2f} times what EdgeNES costs in all"
+    words = (
+        f"every ensemble has to be trained: {seconds:.0f} s for its retrainings, {share:.2f} times "
+        "what EdgeNES costs in all"
+    )
     brief = f"their retrainings cost {share:.2f} times as much as EdgeNES in all"
-    return Finding(NOT_SUPPORTED, words, int(systems.loc["Random-NES", "n"]), brief)
+    return Finding(NOT_SUPPORTED, words, _only_seed(systems.loc["Random-NES"]), brief)
 
 
 QUALITY = (
@@ -396,17 +408,15 @@ def _formula_found(tables: Tables) -> Finding:
     )
     brief = (
         f"{slides['formula']:.2f} edges a step, {slides['enumeration']:.2f} by enumeration; "
-        f"{training['formula']:.2f} with the lambda that is drawn in training"
+        f"{training['formula']:.2f} with the lambda that is drawn in training, which is "
+        f"{training['ratio_to_dartsens']:.2f} times what a step of DartsEns updates at most"
     )
     return Finding(SUPPORTED if holds else NOT_SUPPORTED, words, brief=brief)
 
 
 def _with_interval(values: pd.Series) -> tuple[str, dict[str, float]]:
     moments = summary(values)
-    words = f"{moments['mean']:.2f}"
-    if len(values) > 1:
-        words += f" (95 % interval {moments['ci_low']:.2f} to {moments['ci_high']:.2f})"
-    return words, moments
+    return f"{moments['mean']:.2f}{interval_in_words(moments, around=' ({})')}", moments
 
 
 def _more_edges_found(tables: Tables) -> Finding:
@@ -414,17 +424,32 @@ def _more_edges_found(tables: Tables) -> Finding:
     words, moments = _with_interval(overlaps["pairs_of_optimum"] / overlaps["max_shared"])
     seeds = len(overlaps)
     verdict = above(moments["ci_low"], moments["ci_high"], 1, seeds)
-    brief = f"{moments['mean']:.2f} times as many"
-    return Finding(verdict, f"{words} times as many, counted in the trainings", seeds, brief)
+    distinct = (overlaps["distinct_of_all"] / overlaps["max_shared"]).mean()
+    words = (
+        f"{words} times as many (edge, member) pairs, as the formula counts them, in the "
+        f"trainings; of distinct edges {overlaps['distinct_of_all'].mean():.2f}, which is "
+        f"{distinct:.2f} times Lambda"
+    )
+    brief = (
+        f"{moments['mean']:.2f} times as many (edge, member) pairs, "
+        f"{'but' if distinct < 1 else 'and'} {distinct:.2f} times as many distinct edges"
+    )
+    return Finding(verdict, words, seeds, brief)
 
 
 def _together_found(tables: Tables) -> Finding:
     overlaps = tables["TH_counted"]
     words, moments = _with_interval(overlaps["pairs_of_all"] / overlaps["distinct_of_all"])
     seeds = len(overlaps)
-    verdict = above(moments["ci_low"], moments["ci_high"], 1, seeds)
-    words = f"an edge that a step updates and that the ensemble has belongs to {words} members"
-    return Finding(verdict, words, seeds, f"{moments['mean']:.2f} members per edge")
+    random = overlaps["members_if_random"].mean()
+    verdict = above(moments["ci_low"], moments["ci_high"], random, seeds)
+    words = (
+        f"an edge that a step updates and that the ensemble has belongs to {words} of "
+        f"{overlaps['members'].mean():.0f} members; to {random:.2f} if members were random "
+        "architectures"
+    )
+    brief = f"{moments['mean']:.2f} members per edge, {random:.2f} in a random ensemble"
+    return Finding(verdict, words, seeds, brief)
 
 
 def _size_found(tables: Tables) -> Finding:
@@ -449,7 +474,9 @@ THEOREM = (
         "which updates at most Lambda.",
         source="paper",
         experiment="theorem",
-        printed=lambda published: "1.17 times as many for N = 3, Lambda = 4, by the formula",
+        printed=lambda published: (
+            f"{ratio_to_dartsens(3, 4):.2f} times as many for N = 3, Lambda = 4, by the formula"
+        ),
         found=_more_edges_found,
     ),
     Claim(

@@ -17,6 +17,7 @@ from ..core import require
 from ..drawing import plot_genotype
 from ..genotype import Genotype
 from .frames import hypernetwork_records, system_frame, system_records
+from .phrases import interval_in_words
 from .plots import Picture
 from ..statistics import summary
 from ..study.records import Records
@@ -118,8 +119,7 @@ def caption(
         moments = summary(place.over_seeds)
         line += (
             f"; networks at lambda = {place.measured_at:g} over {len(place.over_seeds)} seeds: "
-            f"{moments['mean']:.1f} % (95 % interval {moments['ci_low']:.1f} to "
-            f"{moments['ci_high']:.1f})"
+            f"{moments['mean']:.1f} %{interval_in_words(moments, '.1f', ' ({})')}"
         )
     return line
 

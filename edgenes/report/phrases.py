@@ -5,13 +5,15 @@
 # %% ../../nbs/report/phrases.ipynb #phrases2
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
+from ..statistics import FEWEST_FOR_INTERVAL
+
 # %% auto #0
-__all__ = ['counted', 'agreeing', 'listed', 'mean_with_interval']
+__all__ = ['counted', 'agreeing', 'listed', 'interval_in_words', 'few_seeds', 'mean_with_interval']
 
 # %% ../../nbs/report/phrases.ipynb #phrases3
 def counted(
@@ -51,13 +53,35 @@ def listed(
     return f"{', '.join(before)} {last} {end}" if before else end
 
 # %% ../../nbs/report/phrases.ipynb #phrases11
+def interval_in_words(
+    moments: Mapping[str, float] | pd.Series,  # with ci_low and ci_high, as of `summary`
+    form: str = ".2f",  # of both ends: "+.2f" for differences
+    around: str = "{}",  # what it stands in: " ({})"
+) -> str:
+    """A 95 % interval, "95 % interval 41.0 to 43.2"; empty where the values give none."""
+    low = moments["ci_low"]
+    high = moments["ci_high"]
+    if not low < high:  # too few values, or no scatter
+        return ""
+    return around.format(f"95 % interval {low:{form}} to {high:{form}}")
+
+
+def few_seeds(
+    seeds: int,
+) -> str:
+    """That so few seeds have no interval, as a sentence; empty where there are enough."""
+    if seeds >= FEWEST_FOR_INTERVAL:
+        return ""
+    return f"{counted(seeds, 'seed').capitalize()}, so no interval."
+
+
 def mean_with_interval(
     row: pd.Series,  # with the columns of `accuracy_of` or of `spread_of`
     name: str,  # of the column of the mean
     digits: int = 1,
     unit: str = "",  # follows the mean, with its space: " %"
 ) -> str:
-    """A mean with its 95 % interval, or alone where one run gives none: "42.1 % (41.0 to 43.2)"."""
+    """A mean with its 95 % interval, or alone where few give none: "42.1 % (41.0 to 43.2)"."""
     # The interval of accuracy_percent is in accuracy_ci_low and accuracy_ci_high.
     stem = name if f"{name}_ci_low" in row else name.removesuffix("_percent")
     mean = f"{row[name]:.{digits}f}{unit}"

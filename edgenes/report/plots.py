@@ -121,16 +121,11 @@ def interval_bar(
     across: bool = False,  # the values are on the horizontal axis
     **style: Any,  # options of `Axes.plot`
 ) -> None:
-    """Draws the 95 % interval of a mean as a bar; a single run has none.
-
-    That of two runs is many times as long as their distance. It leaves the panel instead of
-    stretching it.
-    """
+    """Draws the 95 % interval of a mean as a bar; fewer than three runs have none."""
     ends = [moments["ci_low"], moments["ci_high"]]
     x, y = (ends, [place, place]) if across else ([place, place], ends)
-    stretches = moments["n"] > 2
     options: dict[str, Any] = {"ls": "-", "marker": "none", "solid_capstyle": "butt"} | style
-    ax.plot(x, y, scalex=stretches, scaley=stretches, **options)
+    ax.plot(x, y, **options)
 
 
 def mean_line(

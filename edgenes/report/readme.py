@@ -14,7 +14,7 @@ import pandas as pd
 from ..core import read_json
 from .phrases import agreeing, listed
 from .verdicts import HEADINGS, counts_sentence, heading_of
-from ..statistics import LEVEL, least_p_holm
+from ..statistics import LEVEL, least_p_holm, seeds_to_decide
 from ..study.profiles import get_profile
 
 # %% auto #0
@@ -86,6 +86,8 @@ class KeyNumbers:
     quick_comparison: Comparison | None  # where the leading profile cannot decide
     search_ratio: float  # cost of the searches of EdgeNES over that of the searches of DartsEns
     total_ratio: float  # the same in all, with the retraining of every candidate
+    search_epochs: str  # of both searches of EdgeNES, and of those of DartsEns
+    published_search_epochs: str  # the same in the paper
     one_network_percent: float  # a single network of the search, DARTS
     published_one_network_percent: float  # the same in the paper
     claims: pd.DataFrame  # of `claims_table`
@@ -113,10 +115,19 @@ def key_numbers(
         quick_comparison=_comparison(folder, QUICK) if is_open else None,
         search_ratio=ours["search_seconds"] / theirs["search_seconds"],
         total_ratio=ours["total_seconds"] / theirs["total_seconds"],
+        search_epochs=_search_epochs(profile),
+        published_search_epochs=_search_epochs("paper"),
         one_network_percent=systems.loc["DARTS", "accuracy_percent"],
         published_one_network_percent=published["DARTS"]["accuracy"][0],
         claims=pd.read_csv(tables / "claims.csv"),
     )
+
+
+def _search_epochs(profile: str) -> str:
+    """The epochs of the searches of EdgeNES and of DartsEns: "5 + 8 epochs against 3 x 5"."""
+    budget = get_profile(profile).budget
+    darts = budget.darts.epochs
+    return f"{darts} + {budget.hypernetwork.epochs} epochs against {budget.members} x {darts}"
 
 
 def _control(folder: Path, leading: str) -> Control:
@@ -196,8 +207,9 @@ def _cost_text(numbers: KeyNumbers) -> str:
     but = "but" if (numbers.search_ratio < 1) != (numbers.total_ratio < 1) else "and"
     return (
         f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as the independent "
-        f"searches of DartsEns, {but} with the retraining of every candidate EdgeNES costs "
-        f"{numbers.total_ratio:.2f} times as much as DartsEns."
+        f"searches of DartsEns ({numbers.search_epochs}), {but} with the retraining of every "
+        f"candidate EdgeNES costs {numbers.total_ratio:.2f} times as much as DartsEns. By the "
+        f"epochs of the paper ({numbers.published_search_epochs}) its search would be dearer."
     )
 
 
@@ -212,7 +224,7 @@ def _comparison_text(compared: Comparison, where: str = "") -> str:
     if not compared.can_decide:
         return (
             f"{text}{compared.seeds} seeds cannot make any of {compared.comparisons} differences "
-            "significant."
+            f"significant; {seeds_to_decide(compared.comparisons)} could."
         )
     if not compared.significant:
         return f"{text}None of {compared.comparisons} differences is significant."
@@ -225,12 +237,13 @@ def _comparison_text(compared: Comparison, where: str = "") -> str:
 
 
 def _outlook_text(numbers: KeyNumbers) -> str:
+    compared = len(get_profile(LONG).systems) - 1  # with EdgeNES
     return (
         f"whether this changes at accuracies like the paper's. One network has "
         f"{numbers.one_network_percent:.0f} % here and "
         f"{numbers.published_one_network_percent:.0f} % in the paper. The profile `{LONG}` has "
-        f"begun to answer it; this page leads with it once its main systems have "
-        f"{LEADING_SEEDS} seeds."
+        f"begun to answer it. This page leads with it once its main systems have "
+        f"{LEADING_SEEDS} seeds; to decide, they need {seeds_to_decide(compared)}."
     )
 
 
@@ -323,6 +336,12 @@ def own_trials(
     return rows
 
 
+def _with_interval(values: tuple[float, float, float], digits: int) -> str:
+    """A signed mean, and its interval where there is one."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in values)
+    return mean if low == "+nan" else f"{mean} ({low} to {high})"
+
+
 def own_trials_table(
     rows: Sequence[OwnTrials],  # of `own_trials`
     headers: tuple[str, ...],  # four: seconds, accuracy, NLL, trials
@@ -330,8 +349,8 @@ def own_trials_table(
     """The trials as a Markdown table of means with 95 % intervals; a star marks the older ones."""
     lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|"]
     for row in rows:
-        points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*row.accuracy_points)
-        nats = "{:+.2f} ({:+.2f} to {:+.2f})".format(*row.nll_nats)
+        points = _with_interval(row.accuracy_points, 1)
+        nats = _with_interval(row.nll_nats, 2)
         star = "" if row.is_default else "*"
         lines.append(f"| {row.budget_seconds}{star} | {points} | {nats} | {row.trials} |")
     return "\n".join(lines)

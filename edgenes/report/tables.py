@@ -114,6 +114,7 @@ _HEADERS = {
     "pairs_of_optimum": "pairs over the edges of alpha*",
     "pairs_of_all": "pairs over all edges",
     "distinct_of_all": "active edges that any member has",
+    "members_if_random": "members per edge, if they were random",
     "dartsens": "edges of alpha* in a DARTS epoch",
     # selection
     "gap": "validation minus test accuracy (points)",

@@ -50,7 +50,7 @@ def one_of_each(
     profile = workspace.profile
     count = profile.budget.candidates
     parts = yield from trained(workspace, seed)
-    yield [Screening(seed, parts.optimum)]
+    yield [Screening(seed, parts.optimum.genotype)]
     lambdas = draw_lambdas(profile.space.max_shared, count, seed)
     sampled = [parts.hypernetwork.sample(lam) for lam in lambdas]
     random = [random_genotype(profile.space, 1000 * seed + place) for place in range(count)]
@@ -74,7 +74,9 @@ def measure(
         run(elsewhere, [one_of_each(elsewhere, seed)], workers=1)
         seconds = _seconds_by_kind(elsewhere)
     total = sum(map(sum, seconds.values()))
-    return write_record(workspace.records, "costs", inputs, {"seconds": seconds}, {"total": total})
+    device = workspace.data.train.images.device.type
+    results = {"seconds": seconds}
+    return write_record(workspace.records, "costs", inputs, results, {"total": total}, device)
 
 
 def _seconds_by_kind(workspace: Workspace) -> dict[str, list[float]]:

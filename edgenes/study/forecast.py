@@ -35,6 +35,7 @@ from edgenes.study.tasks import (
     Screening,
     ShiftRun,
     Task,
+    Trial,
     checkpoint_of,
     screened_lambdas,
     space_of,
@@ -90,6 +91,11 @@ def _(task: HypernetworkTraining, workspace: Workspace) -> dict[str, Any]:
 
 
 @_imagined_results.register
+def _(task: Trial, workspace: Workspace) -> dict[str, Any]:
+    return {"val": {"nll_nats": 0.0}}
+
+
+@_imagined_results.register
 def _(task: Screening, workspace: Workspace) -> dict[str, Any]:
     lambdas = screened_lambdas(workspace.profile, task.seed)
     judged = [
@@ -115,7 +121,8 @@ def _(task: EnsembleRun, workspace: Workspace) -> dict[str, Any]:
     return {"chosen": list(range(task.keep or len(task.pool)))}
 
 
-_NO_SECONDS = dict.fromkeys(("search", "screening", "selection", "retraining", "total"), 0.0)
+_PARTS = ("search", "screening", "selection", "retraining", "prediction", "total")
+_NO_SECONDS = dict.fromkeys(_PARTS, 0.0)
 
 
 def imagined(

@@ -100,8 +100,8 @@ class Profile:
         for name in ("deep_pool", "free_pool", "screened"):
             size = getattr(self.sizes, name)
             require(
-                self.budget.members <= size <= 10_000,
-                f"{name} is {shown(size)}: give members = {self.budget.members} to 10000",
+                self.budget.members <= size <= 1000,  # more would share seeds with the next seed
+                f"{name} is {shown(size)}: give members = {self.budget.members} to 1000",
             )
         points = self.sizes.curve_points
         epochs = min(self.budget.darts.epochs, self.budget.hypernetwork.epochs)

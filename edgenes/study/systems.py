@@ -38,11 +38,25 @@ from edgenes.study.tasks import (
 from .workspace import Workspace
 
 # %% auto #0
-__all__ = ['TRIAL_EPOCHS', 'SYSTEMS', 'EDGENES_VARIANTS', 'searched', 'Trained', 'trained', 'ensemble', 'single_network',
-           'network_at_lambda', 'deviation_at_lambda', 'spread_lambdas', 'Pool', 'best_screened', 'System',
-           'search_counts', 'candidate_pool', 'system_plan']
+__all__ = ['TRIAL_EPOCHS', 'SYSTEMS', 'EDGENES_VARIANTS', 'Optimum', 'searched', 'Trained', 'trained', 'ensemble',
+           'single_network', 'network_at_lambda', 'deviation_at_lambda', 'spread_lambdas', 'Pool', 'best_screened',
+           'System', 'search_counts', 'candidate_pool', 'system_plan']
 
 # %% ../../nbs/study/systems.ipynb #sys0005
+class Optimum(NamedTuple):
+    """An alpha*, and the searches that were made for it."""
+
+    genotype: Genotype
+    record: Record  # of the search that found it
+    searches: Sequence[Record]  # all that were made for it, this one among them
+    trial_seconds: float = 0.0  # of the short trainings by which it was chosen among them
+
+    @property
+    def seconds(self) -> float:
+        """What finding it cost."""
+        return sum(record["seconds"]["search"] for record in self.searches) + self.trial_seconds
+
+
 def searched(
     workspace: Workspace,
     seed: int,
@@ -50,17 +64,16 @@ def searched(
     variant: str = "",  # of the search
     space_variant: str = "",  # variant whose space the optima are read off in; empty: `variant`
 ) -> Plan:
-    """Plan of DARTS searches; returns (their optima, their records).
+    """Plan of DARTS searches; returns a list of `Optimum`.
 
-    Where the profile has several searches for one optimum, the record is that of the best of them,
-    with the seconds of them all and of their trials.
+    Where the profile has several searches for one optimum, it is that of the best of them.
     """
     space = space_of(workspace.profile, space_variant or variant)
     optima = workspace.profile.sizes.optima
     records = yield [DartsSearch(seed, index, variant) for index in range(count * optima)]
     if optima > 1:
-        records = yield from _best_of_each(workspace, seed, records, space)
-    return [optimum_of(record, space) for record in records], records
+        return (yield from _best_of_each(workspace, seed, records, space))
+    return [Optimum(optimum_of(record, space), record, [record]) for record in records]
 
 
 TRIAL_EPOCHS = 1  # of the short training by which one of several optima is chosen
@@ -72,7 +85,7 @@ def _best_of_each(
     records: Sequence[Record],  # of searches, those for one optimum next to each other
     space: SearchSpace,
 ) -> Plan:
-    """Plan of the trials of several searches; returns one record for each optimum."""
+    """Plan of the trials of several searches; returns the best `Optimum` of each group."""
     settings = replace(workspace.profile.budget.retrain, epochs=TRIAL_EPOCHS)
     genotypes = [optimum_of(record, space) for record in records]
     trials = yield [
@@ -83,21 +96,23 @@ def _best_of_each(
     for first in range(0, len(records), optima):
         places = range(first, first + optima)
         chosen = min(places, key=lambda place: trials[place]["results"]["val"]["nll_nats"])
-        seconds = sum(
-            records[place]["seconds"]["search"] + Retraining.cost(trials[place], workspace.records)
-            for place in places
-        )
-        best.append(records[chosen] | {"seconds": {"search": seconds}})
+        seconds = sum(Retraining.cost(trials[place], workspace.records) for place in places)
+        group = [records[place] for place in places]
+        best.append(Optimum(genotypes[chosen], records[chosen], group, seconds))
     return best
 
 
 class Trained(NamedTuple):
     """A trained hypernetwork and the optimum around which it was trained."""
 
-    optimum: Genotype
+    optimum: Optimum
     hypernetwork: Hypernetwork
     record: Record  # of the hypernetwork
-    search_seconds: float  # of both searches
+
+    @property
+    def search_seconds(self) -> float:
+        """What both searches cost."""
+        return self.optimum.seconds + self.record["seconds"]["search"]
 
 
 def trained(
@@ -107,10 +122,9 @@ def trained(
     darts_variant: str = "",  # of the search that finds alpha*
 ) -> Plan:
     """Plan of a hypernetwork; returns it as `Trained`."""
-    optima, (darts,) = yield from searched(workspace, seed, 1, darts_variant, variant)
-    (record,) = yield [HypernetworkTraining(seed, optima[0], variant)]
-    seconds = darts["seconds"]["search"] + record["seconds"]["search"]
-    return Trained(optima[0], hypernetwork_of(record), record, seconds)
+    (optimum,) = yield from searched(workspace, seed, 1, darts_variant, variant)
+    (record,) = yield [HypernetworkTraining(seed, optimum.genotype, variant)]
+    return Trained(optimum, hypernetwork_of(record), record)
 
 
 def _generations(retrainings: Iterable[Retraining]) -> list[list[Retraining]]:
@@ -175,7 +189,7 @@ def network_at_lambda(
             experiment,
             system,
             lam,
-            parts.optimum,
+            parts.optimum.genotype,
             genotype,
             parts.search_seconds,
         )
@@ -190,12 +204,12 @@ def deviation_at_lambda(
     lam: int,
 ) -> Plan:
     """Plan of a random genotype that shares lambda edges with alpha*; returns its record."""
-    (optimum,), (darts,) = yield from searched(workspace, seed)
-    genotype = deviate(optimum, lam, 1000 * seed + lam)
-    seconds = darts["seconds"]["search"]
+    (optimum,) = yield from searched(workspace, seed)
+    alpha = optimum.genotype
+    genotype = deviate(alpha, lam, 1000 * seed + lam)
     return (
         yield from single_network(
-            workspace, seed, experiment, system, lam, optimum, genotype, seconds
+            workspace, seed, experiment, system, lam, alpha, genotype, optimum.seconds
         )
     )
 
@@ -230,9 +244,10 @@ def _evolved_pool(workspace: Workspace, seed: int, rule: str) -> Plan:
 
 def _optima_pool(workspace: Workspace, seed: int, searches: int, copies: int = 1) -> Plan:
     """The optima of several searches, each retrained several times."""
-    optima, records = yield from searched(workspace, seed, searches)
-    seconds = sum(record["seconds"]["search"] for record in records)
-    return Pool(with_retraining_seeds(seed, optima * copies), seconds)
+    optima = yield from searched(workspace, seed, searches)
+    genotypes = [optimum.genotype for optimum in optima]
+    seconds = sum(optimum.seconds for optimum in optima)
+    return Pool(with_retraining_seeds(seed, genotypes * copies), seconds)
 
 
 def _candidate_lambdas(profile: Profile, seed: int, towards_optimum: bool = False) -> list[float]:
@@ -241,12 +256,13 @@ def _candidate_lambdas(profile: Profile, seed: int, towards_optimum: bool = Fals
 
 
 def _deviation_pool(workspace: Workspace, seed: int) -> Plan:
-    (optimum,), (darts,) = yield from searched(workspace, seed)
+    (optimum,) = yield from searched(workspace, seed)
     lambdas = _candidate_lambdas(workspace.profile, seed)
     genotypes = [
-        deviate(optimum, round(lam), 1000 * seed + place) for place, lam in enumerate(lambdas)
+        deviate(optimum.genotype, round(lam), 1000 * seed + place)
+        for place, lam in enumerate(lambdas)
     ]
-    return Pool(with_retraining_seeds(seed, genotypes), darts["seconds"]["search"])
+    return Pool(with_retraining_seeds(seed, genotypes), optimum.seconds)
 
 
 def _hypernetwork_pool(workspace: Workspace, seed: int, towards_optimum: bool = False) -> Plan:
@@ -279,7 +295,7 @@ def best_screened(
 def _screened_pool(workspace: Workspace, seed: int) -> Plan:
     profile = workspace.profile
     parts = yield from trained(workspace, seed)
-    (record,) = yield [Screening(seed, parts.optimum)]
+    (record,) = yield [Screening(seed, parts.optimum.genotype)]
     copies = ceil(profile.budget.candidates / profile.budget.members)
     judged = record["results"]["judged"]
     genotypes = best_screened(judged, profile.space, profile.budget.candidates, copies)
@@ -298,9 +314,10 @@ def _staged_pool(workspace: Workspace, seed: int, system: str) -> Plan:
         seconds = parts.search_seconds
         genotypes = nearest(parts.hypernetwork, profile.budget.members)
     else:
-        (optimum,), (darts,) = yield from searched(workspace, seed)
-        seconds = darts["seconds"]["search"]
-    trainings = trainings_of(system, profile, optimum, genotypes, seed, epochs)
+        (optimum,) = yield from searched(workspace, seed)
+        seconds = optimum.seconds
+    alpha = optimum.genotype
+    trainings = trainings_of(system, profile, alpha, genotypes, seed, epochs)
     candidates = tuple(Candidate(training.genotype, training.seed) for training in trainings)
     return Pool(candidates, seconds, trainings)
 

@@ -44,6 +44,7 @@ from edgenes.study.records import (
     Record,
     Records,
     check_form,
+    code_hash,
     load_predictions,
     load_weights,
     register_check,
@@ -339,7 +340,11 @@ def _run_or_wait(task: Task, workspace: Workspace) -> Record:
 
 
 def _prepare_process(workspace: Workspace) -> None:
-    """One thread per process on a CPU; what is slow to import is loaded before a clock starts."""
+    """One thread per process on a CPU; what is slow to import is loaded before a clock starts.
+
+    The code is known by what was imported, not by what its files hold when a run ends.
+    """
+    code_hash()
     import_module("torchmetrics.functional.classification")
     if workspace.data.train.images.device.type == "cpu":
         torch.set_num_threads(1)
@@ -387,7 +392,6 @@ def weights_or_rerun(
     network: nn.Module,  # receives the weights
     task: Task,  # a finished run that saved them
     workspace: Workspace,
-    checkpoint: DiskCheckpoint,  # of the run that needs them
 ) -> None:
     """Puts the weights of a finished run into a network; makes the run again where they are gone.
 
@@ -396,10 +400,15 @@ def weights_or_rerun(
     key = task.key(workspace)
     if load_weights(workspace.records, key, network):
         return
-    _announce_rerun(task, workspace, "weights")
-    task.run(workspace, DiskCheckpoint(checkpoint.folder / key))
+    checkpoint = checkpoint_of(task, workspace)
+    with claimed(checkpoint.folder):
+        is_there = load_weights(workspace.records, key, network)  # another process made them
+        if not is_there:
+            _announce_rerun(task, workspace, "weights")
+            task.run(workspace, checkpoint)
+        checkpoint.remove()
     require(
-        load_weights(workspace.records, key, network),
+        is_there or load_weights(workspace.records, key, network),
         f"the weights of {task.kind} {key} do not fit its network: delete its record and run again",
     )
 
@@ -617,7 +626,7 @@ class Screening(Task):
             channels=settings.network.channels,
             layers=settings.network.layers,
         ).to(device)
-        weights_or_rerun(supernet, self.training, workspace, checkpoint)
+        weights_or_rerun(supernet, self.training, workspace)
         start = compute_seconds(device)
         _, half = search_halves(data, settings, 1000 * self.seed)
         losses: dict[Genotype, float] = {}
@@ -686,22 +695,22 @@ class Retraining(Task):
         earliest = max(1, epochs - workspace.profile.sizes.snapshots + 1)
         return [key] + [f"{key}-{epoch}" for epoch in range(epochs - 1, earliest - 1, -1)]
 
-    def hatched(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> DiscreteNetwork | None:
+    def hatched(self, workspace: Workspace) -> DiscreteNetwork | None:
         """The network that it starts from; None where it starts from scratch."""
         if self.parent is None:
             return None
         lacking = set(self.genotype.edges) - set(self.parent.genotype.edges)
         older = [one for one in self.parent.ancestors if lacking & set(one.genotype.edges)]
         family = [self.parent, *reversed(older)]
-        parent, *ancestors = [one.network(workspace, checkpoint) for one in family]
+        parent, *ancestors = [one.network(workspace) for one in family]
         return hatch(parent, self.genotype, self.seed, ancestors)
 
-    def network(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> DiscreteNetwork:
+    def network(self, workspace: Workspace) -> DiscreteNetwork:
         """The trained network; it is trained first where its record or its weights are gone."""
         run_task(self, workspace)
         settings = self.settings_in(workspace.profile)
         network = new_network(workspace.data, self.genotype, settings.network)
-        weights_or_rerun(network, self, workspace, checkpoint)
+        weights_or_rerun(network, self, workspace)
         return network
 
     def done(self, workspace: Workspace) -> Record | None:
@@ -730,7 +739,7 @@ class Retraining(Task):
             self.genotype,
             self.settings_in(workspace.profile),
             self.seed,
-            start=self.hatched(workspace, checkpoint),
+            start=self.hatched(workspace),
             checkpoint=checkpoint,
             on_network=keep_snapshot,
         )
@@ -830,11 +839,11 @@ class Evolution(Task):
             [genotype.to_dict()["edges"], 1000 * self.seed + place]
             for place, genotype in enumerate(visited)
         ]
-        return {"pool": pool}, {}
+        return {"pool": pool, "snapshots": profile.sizes.snapshots}, {}
 
     @classmethod
     def check(cls, record: Record) -> None:
-        form: Form = {"inputs": {"seed": int}, "results": {"pool": _POOL}}
+        form: Form = {"inputs": {"seed": int}, "results": {"pool": _POOL, "snapshots?": int}}
         check_form(record, form, "it")
 
     @classmethod
@@ -842,6 +851,9 @@ class Evolution(Task):
         """The seconds of its retrainings. `EdgenesError` where one of them has no record."""
         inputs = record["inputs"]
         shared = {name: inputs[name] for name in ("data", "space", "settings")}
+        snapshots = record["results"].get("snapshots", 1)
+        if snapshots > 1:
+            shared["snapshots"] = snapshots
         total = 0.0
         for edges, seed in record["results"]["pool"]:
             retraining = records.find("retraining", shared | {"seed": seed, "genotype": edges})
@@ -1040,21 +1052,21 @@ class ShiftRun(Task):
             "images": workspace.profile.sizes.shift_images,
         }
 
-    def networks(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> list[nn.Module]:
+    def networks(self, workspace: Workspace) -> list[nn.Module]:
         """The trained members."""
         data = workspace.data
         settings = workspace.profile.budget.retrain.network
         networks: list[nn.Module] = []
         for retraining, (genotype, _) in zip(self.retrainings(), self.members):
             network = new_network(data, genotype, settings)
-            weights_or_rerun(network, retraining, workspace, checkpoint)
+            weights_or_rerun(network, retraining, workspace)
             networks.append(network)
         return networks
 
     def run(self, workspace: Workspace, checkpoint: DiskCheckpoint) -> Outcome:
         data = workspace.data
         device = data.train.images.device
-        networks = self.networks(workspace, checkpoint)
+        networks = self.networks(workspace)
         count = workspace.profile.sizes.shift_images or len(data.test)
         images = data.test.images[:count]
         labels = data.test.labels[:count]

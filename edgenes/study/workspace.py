@@ -133,8 +133,8 @@ def _claim_folder(folder: Path, workspace: Workspace) -> None:
     description = workspace.profile.describe() | {"fingerprint": workspace.data_fingerprint}
     path = folder / "profile.json"
     if not os.path.exists(path):  # False for a name that cannot be: writing it then says why
-        write_json(path, description)
         write_json(folder / "splits.json", workspace.data.indices)
+        write_json(path, description)  # last: it says that the folder is complete
     known = read_json(path)
     require(
         isinstance(known, dict),
