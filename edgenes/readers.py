@@ -325,25 +325,12 @@ def _check_place_for_download(path: Path, download: bool) -> None:
 
 # %% ../nbs/method/03_readers.ipynb #30a7052read
 def read_part(
-    path: Path,  # what `read_source` reads, or a folder with one folder of pictures per class
+    path: Path,  # what `read_source` reads
     part: str,  # "train" or "test"
 ) -> tuple[tuple[str, ...], Split]:
     """Class names and images of one part of a source. `EdgenesError` as in `read_source`."""
-    if folder := _class_folder(path, part):
-        names, (split,) = read_classes(folder)
-        return names, split
     source = read_source(path)
     return source.class_names, source.test if part == "test" else source.train
-
-# %% ../nbs/method/03_readers.ipynb #30a7052b
-def _class_folder(path: Path, part: str) -> Path | None:
-    """The folder with one folder of pictures per class; None where the path has another form."""
-    folder = path / part if os.path.isdir(path / part) else path
-    if not os.path.isdir(folder):
-        return None
-    if any(folder.glob("*.npz")) or os.path.isdir(folder / "cifar-100-python"):
-        return None
-    return folder
 
 # %% ../nbs/method/03_readers.ipynb #30a7031read
 def load_data(

@@ -308,6 +308,56 @@ def test_unreadable_pictures_can_stop_a_fit(faults, tmp_path):
     assert "pictures that cannot be read" in line
 
 
+def write_classes(root, *places, count=4):
+    """Different pictures in each of these folders."""
+    for place in places:
+        (root / place).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng((len(place), i)).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(root / place / f"{i}.png")
+    return root
+
+
+def test_names_that_are_no_text_do_not_lose_a_fit(tmp_path, capsys):
+    """Of a file in Latin-1, and of a picture whose name would colour a terminal."""
+    pictures = write_classes(tmp_path / "in", "cat", "mouse")
+    (pictures / "cat" / os.fsdecode(b"caf\xe9.txt")).touch()
+    (pictures / "mouse" / "\x1b[31mred.png").touch()
+    model = EdgeNES(**TINY | {"verbose": 1}).fit(pictures)
+    card = (model.save(tmp_path / "out") / "README.md").read_text()
+    assert EdgeNES.load(tmp_path / "out").report_["notes"] == model.report_["notes"]
+    for text in (capsys.readouterr().out, card.replace("&#91;", "[").replace("&#92;", "\\")):
+        assert r"cat/caf\udce9.txt" in text
+        assert r"mouse/\x1b[31mred.png" in text
+        assert "\x1b" not in text
+    with pytest.warns(match=r"first \S*/\\x1b\[31mred.png"):
+        model.predict(pictures)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    pictures = write_classes(tmp_path / "in", "bus", "car", "train")
+    edgenes("fit", pictures, "--out", tmp_path / "out", *TINY_OPTIONS)
+    assert EdgeNES.load(tmp_path / "out").classes_.tolist() == ["bus", "car", "train"]
+    assert " of 12 test images" in edgenes("evaluate", tmp_path / "out", pictures).stdout
+    write_classes(pictures / "train", "steam")
+    for command in (["check", pictures], ["fit", pictures, "--out", tmp_path / "x"]):
+        assert "class folder bus beside train, which has folders" in refusal(*command)
+
+
+def test_a_list_loses_no_class(tmp_path):
+    pictures = write_classes(tmp_path / "in", "cat", "mouse")
+    files = sorted(pictures.glob("*/*.png"))
+    labels = [file.parent.name for file in files]
+    model = EdgeNES(**TINY).fit(files, labels)
+    with pytest.raises(EdgenesError, match="can be read only once"):
+        EdgeNES(**TINY).fit(pictures.glob("*/*.png"), labels)
+    for file in (pictures / "cat").iterdir():
+        file.write_text("no picture")
+    for method in (EdgeNES(**TINY).fit, model.evaluate, model.score):
+        with pytest.raises(EdgenesError, match="no picture of the class cat can be read: replace"):
+            method(files, labels)
+
+
 # ---------------------------------------------------------------- every method takes pictures
 
 
@@ -334,6 +384,11 @@ def test_predict_takes_folders_files_and_lists(model, faults):
         model.predict(pictures / "__MACOSX")
 
 
+def test_a_share_that_is_none_is_refused_before_pictures_are_judged(fitted, faults, monkeypatch):
+    monkeypatch.setattr(commands, "_predict_files", lambda *_: pytest.fail("they were judged"))
+    assert "reject is 2.0" in refusal("predict", fitted[0], faults[0], "--reject", 2)
+
+
 def test_the_table_has_a_row_for_each_picture(fitted, faults, tmp_path):
     pictures, good, bad = faults
     result = edgenes("predict", fitted[0], pictures, "--out", tmp_path / "answers.csv")
@@ -347,10 +402,18 @@ def test_the_table_has_a_row_for_each_picture(fitted, faults, tmp_path):
     assert result.stderr.count("note: no answer for") == len(empty)
 
 
-def test_labelled_pictures_are_read_alike_by_all(model, faults):
-    pictures, good, _ = faults
-    metrics = model.evaluate(pictures)
-    assert model.score(pictures) == pytest.approx(metrics["accuracy_percent"] / 100, abs=1e-6)
+def test_labelled_pictures_are_read_alike_by_all(model, fitted, faults):
+    pictures, good, bad = faults
+    told = f"^{len(bad)} pictures cannot be read and have no answer, first "
+    with pytest.warns(match=told) as of_evaluate:
+        metrics = model.evaluate(pictures)
+    with pytest.warns(match=told) as of_score:
+        share = model.score(pictures)
+    assert {warning.filename for warning in (*of_evaluate, *of_score)} == {__file__}
+    assert share == pytest.approx(metrics["accuracy_percent"] / 100, abs=1e-6)
+    printed = edgenes("evaluate", fitted[0], pictures)
+    assert f"note: pictures that cannot be read: {len(bad)}, first arrow/" in printed.stderr
+    assert f"accuracy_percent: {metrics['accuracy_percent']:.4g} " in printed.stdout
     read = model.read(pictures)
     labels = [file.relative_to(pictures).parts[0] for file in read.files]
     assert len(labels) == len(good) + 4 + 10
@@ -646,12 +709,13 @@ def test_a_full_disk_is_found_before_the_fit(faults, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_trained_is_kept_where_the_disk_has_filled_up(of_arrays, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [EdgenesError, OSError, UnicodeError])
+def test_what_was_trained_is_kept_whatever_fails(of_arrays, tmp_path, monkeypatch, kind):
     save = EdgeNES.save
 
     def full(model, folder):
         if Path(folder) == tmp_path / "out":
-            raise EdgenesError("cannot write: No space left on device")
+            raise kind("cannot write: No space left on device")
         return save(model, folder)
 
     monkeypatch.setattr(EdgeNES, "save", full)

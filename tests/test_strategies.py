@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from edgenes import EdgeNES
 from edgenes.algorithm import Candidate
 from edgenes.core import EdgenesError, content_hash
+from edgenes.estimator import estimator, fit
 from edgenes.estimator.fit import (
     FitProgress,
     Training,
@@ -195,6 +196,37 @@ def test_a_training_uses_its_seconds_however_wrong_the_guess(guess, end_step):
     assert 1 < seconds < 2.6, (seconds, trained.epochs)
     assert trained.images <= len(data.train)
     assert not trained.network.training
+
+
+def test_what_reading_takes_is_not_planned(monkeypatch):
+    read = estimator.read_labelled
+    late = [0.0]
+
+    def read_slowly(*arguments):
+        late.append(late[-1] + 20)
+        return read(*arguments)
+
+    plan = fit.affordable_search_steps
+    planned = []
+
+    def plan_and_note(data, asked, seed, seconds):
+        planned.append(seconds)
+        return plan(data, asked, seed, seconds)
+
+    monkeypatch.setattr(estimator, "read_labelled", read_slowly)
+    monkeypatch.setattr(fit, "affordable_search_steps", plan_and_note)
+    load_metrics()
+    options = {"members": 2, "candidates": 3, "verbose": 0}
+    with clock_of_budgets(lambda: time.process_time() + late[-1]):
+        with pytest.raises(EdgenesError, match="reading the images took 20 s, all of the time"):
+            EdgeNES(**options, time_budget=15).fit(IMAGES, LABELS)
+        start = time.process_time()
+        model = EdgeNES(**options, time_budget=25, epochs=3).fit(IMAGES, LABELS)
+        assert 3.5 < time.process_time() - start < 7
+    assert 4 < planned.pop() < 5
+    notes = " ".join(model.report_["notes"])
+    assert "reading the images took 20 of the 25 seconds" in notes
+    assert "epochs is not used: the time budget decides instead" in notes
 
 
 @pytest.mark.parametrize("end_step", [0.0, 0.3, 0.6, 0.9])

@@ -258,7 +258,7 @@ def _save_and_tell(
         for note in model.report_["notes"]:
             typer.echo(f"note: {_printable(note)}", err=True)
     saved = _save(model, place)
-    typer.echo(f"wrote {saved}, see {saved / 'README.md'}")
+    typer.echo(f"wrote {saved}, see {saved / 'README.md'}".encode(errors="surrogateescape"))
     for sentence in accuracy_in_words(model.report_):
         typer.echo(sentence)
 
@@ -320,9 +320,10 @@ def _save(model: EdgeNES, place: Path) -> Path:
     """Writes what was trained, to another folder where the one that was asked for fails."""
     try:
         return model.save(place)
-    except EdgenesError as error:
+    except Exception as error:  # whatever it is, nobody wants to train twice
+        reason = error if isinstance(error, EdgenesError) else f"{type(error).__name__}: {error}"
         rescue = model.save(tempfile.mkdtemp(prefix="edgenes-"))
-        raise EdgenesError(f"{error}; the ensemble that was trained lies in {rescue}") from error
+        raise EdgenesError(f"{reason}; the ensemble that was trained lies in {rescue}") from error
 
 # %% ../../nbs/cli/images.ipynb #0a87006
 _PICTURES_AT_A_TIME = 256  # so many are in memory
@@ -364,6 +365,7 @@ def predict(
     from edgenes.estimator import EdgeNES
 
     model = EdgeNES.load(folder, device)
+    limit = math.inf if reject is None else model.limit_of_unsureness(reject)
     answers = _predict_files(model, files)
     require(
         answers.probabilities.size,
@@ -373,7 +375,7 @@ def predict(
     for file, reason in answers.faults.items():
         typer.echo(f"note: no answer for {_printable(f'{file} ({reason})')}", err=True)
     # Bytes that are no text come back from Python's str as they went in.
-    table = _table_of_answers(model, files, answers, reject).encode(errors="surrogateescape")
+    table = _table_of_answers(model, files, answers, limit).encode(errors="surrogateescape")
     if out is None:
         typer.echo(table, nl=False)
     else:
@@ -446,7 +448,7 @@ def _table_of_answers(
     model: EdgeNES,
     files: list[Path],
     answers: Answers,
-    reject: float | None = None,  # share of answers whose label is left out
+    limit: float = math.inf,  # in nats; a less sure answer has no label
 ) -> str:  # CSV with a header
     """One row per picture: label, probability, and the uncertainty and its two parts.
 
@@ -456,7 +458,6 @@ def _table_of_answers(
     from edgenes.metrics import uncertainty
 
     mean = answers.probabilities.mean(0)
-    limit = math.inf if reject is None else model.limit_of_unsureness(reject)
     rows = {}
     for file, row, *nats in zip(answers.files, mean, *uncertainty(answers.probabilities)):
         numbers = [row.max(), *nats]
@@ -490,9 +491,15 @@ def evaluate(
     say_on_terminal("loading the ensemble")
     from edgenes.estimator import EdgeNES
     from edgenes.estimator.card import evaluation_in_words
+    from edgenes.estimator.estimator import read_labelled
+    from edgenes.estimator.pictures import PictureSettings
 
-    metrics = EdgeNES.load(saved, device).evaluate(folder)
-    for line in evaluation_in_words(metrics):
+    model = EdgeNES.load(saved, device)
+    settings = PictureSettings(unreadable=model.unreadable)
+    labelled = read_labelled(folder, None, "test", settings, model.conversion_)
+    for note in labelled.notes:
+        typer.echo(f"note: {_printable(note)}", err=True)
+    for line in evaluation_in_words(model.evaluate(labelled)):
         typer.echo(line)
 
 
@@ -595,7 +602,7 @@ def export(
     runs = f'torch.export.load("{out.name}").module()'
     if out.suffix == ".onnx":
         runs = f'onnxruntime.InferenceSession("{out.name}")'
-    typer.echo(f"wrote {path}; {runs} runs it")
+    typer.echo(f"wrote {path}; {runs} runs it".encode(errors="surrogateescape"))
 
 # %% ../../nbs/cli/images.ipynb #0a87012
 EXAMPLES: dict[Callable[..., None], str] = {

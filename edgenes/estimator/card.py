@@ -16,6 +16,7 @@ import jinja2
 from .. import __version__
 from ..drawing import plot_genotype
 from .members import FittedEnsemble
+from .pictures import printable
 from ..genotype import Genotype
 from ..metrics import MEANING
 
@@ -50,7 +51,7 @@ def escape_markdown(
     text: Any,  # what somebody else may have named
 ) -> str:
     """The text as one line that Markdown shows as it is."""
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     return re.sub(r"[<>&|`*\[\]\\]", lambda match: f"&#{ord(match[0])};", line)
 
 
@@ -317,7 +318,7 @@ def _phase_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _candidate_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """One row per candidate: number, lambda, shared edges, accuracy, NLL, chosen or not."""
+    """One row per candidate: number from 1, lambda, shared edges, accuracy, NLL, chosen or not."""
     return [
         (
             number,
@@ -325,7 +326,7 @@ def _candidate_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
             candidate["shared"],
             candidate["accuracy_percent"],
             candidate["nll_nats"],
-            "yes" if number in report["chosen"] else "",
+            "yes" if number - 1 in report["chosen"] else "",
         )
-        for number, candidate in enumerate(report["candidates"])
+        for number, candidate in enumerate(report["candidates"], 1)
     ]

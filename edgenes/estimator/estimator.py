@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ from edgenes.estimator.pictures import (
     Pictures,
     PictureSettings,
     class_folder,
+    holds_arrays,
     label_text,
     list_classes,
     list_pictures,
@@ -43,6 +46,7 @@ from edgenes.estimator.pictures import (
     look_alikes,
     match_labels,
     note_on_imbalance,
+    printable,
     read_listing,
     read_pictures,
 )
@@ -66,15 +70,20 @@ class LabelledImages(NamedTuple):
     split: Split  # labels are codes
     classes: np.ndarray  # (K,), sorted; the labels behind the codes
     notes: list[str]  # on what was read, in sentences without a final full stop
+    faults: Mapping[Path, str] = MappingProxyType({})  # pictures that cannot be read, and why
 
 
 def paths_among(
     images: Any,  # what a user gives as images
 ) -> list[Path] | None:  # None: they are no paths
-    """The path or the paths that a user gives."""
+    """The path or the paths that a user gives. `EdgenesError` for what can be read only once."""
     kinds = (str, os.PathLike)
     if isinstance(images, kinds):
         return [as_path(images)]
+    require(
+        not isinstance(images, Iterator),
+        f"the images are {shown(images)}, which can be read only once: give list(...) of it",
+    )
     if getattr(images, "ndim", 1) != 1:  # of a table, the columns would be taken for paths
         return None
     try:
@@ -136,6 +145,7 @@ def read_labelled(
         "give one per image, or the path of a folder with one folder of pictures per class",
     )
     notes = []
+    faults: Mapping[Path, str] = {}
     if paths is not None:
         labels = np.asarray(labels)
         require(
@@ -144,15 +154,31 @@ def read_labelled(
         )
         read = read_listing(listing_of_files(paths), settings, conversion)
         kept = {path.absolute() for path in read.files}
-        labels = labels[[path.absolute() in kept for path in paths]]
+        is_kept = [path.absolute() in kept for path in paths]
+        _require_every_class(labels, is_kept)
+        labels = labels[is_kept]
         images = read.images
         notes = read.notes
+        faults = read.faults
     classes, codes = encode(labels)
     split = checked_split(to_pixels(images, part), codes, len(classes), part)
     alike = look_alikes(classes.tolist())
     if alike:
         notes = [*notes, f"labels that look alike, as {alike[0]!a}, are different classes"]
-    return LabelledImages(split, classes, notes)
+    return LabelledImages(split, classes, notes, faults)
+
+
+def _require_every_class(
+    labels: np.ndarray,  # (N,), of pictures
+    is_kept: Sequence[bool],  # N, whether a picture can be read
+) -> None:
+    """`EdgenesError` where no picture of a class can be read, as in a folder of classes."""
+    kept = {label_text(label) for label, is_read in zip(labels, is_kept) if is_read}
+    lost = next((label for label in labels if label_text(label) not in kept), None)
+    require(
+        lost is None,
+        f"no picture of the class {lost} can be read: replace them, or leave the class out",
+    )
 
 
 def _read_path(
@@ -172,7 +198,7 @@ def _read_path(
     class_of = dict(zip(listing.files, listing.classes))
     classes, codes = encode([class_of[file] for file in read.files])
     split = checked_split(read.images, codes, len(classes), str(folder))
-    return LabelledImages(split, classes, read.notes)
+    return LabelledImages(split, classes, read.notes, read.faults)
 
 # %% ../../nbs/estimator/estimator.ipynb #6332009
 def divide(
@@ -184,7 +210,7 @@ def divide(
     `EdgenesError` for a class of fewer than 3 images, or fewer than 5 where it is the only class
     (batches of the search need two images).
     """
-    split, classes, _ = labelled
+    split, classes = labelled.split, labelled.classes
     codes = split.labels.numpy()
     sizes = np.bincount(codes)
     rarest = int(sizes.min())
@@ -283,6 +309,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     genotypes_: list[Genotype]  # of the members
     optimum_: Genotype  # alpha*
     hypernetwork_: Hypernetwork
+    fit_parameters_: FitParameters  # of the fit, whatever is set afterwards
     checkpoint_: Path | None  # the folder of the fit, until the ensemble is saved
     report_: dict[str, Any]  # what was done, validation metrics, calibration of lambda, notes
 
@@ -294,8 +321,8 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         seed: int = 0,  # decides every random number
         time_budget: float | None = None,  # seconds of `fit`; None: a fixed number of steps
         strategy: str = "auto",  # of the members: "independent", "hatch", or as the seconds allow
-        search_steps: int | None = None,  # of the search (hypernetwork: twice as many); None: 300
-        epochs: int | None = None,  # of each retraining; None: 8 to 40, by the number of images
+        search_steps: int | None = None,  # of the search; None: 300; a time budget sets its own
+        epochs: int | None = None,  # of each retraining; None: 8 to 40; a time budget sets its own
         flip: bool = False,  # mirror training images at random: for photographs, not for digits
         criterion: str = "nll",  # of the choice on validation images: "nll" or "accuracy"
         relaxation: str = "sampled",  # of the search; "faithful": the paper's, several times slower
@@ -357,6 +384,12 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         parameters = self._fit_parameters(self._seed())
         device = pick_device(self.device)
         labelled = read_labelled(X, y, "train", parameters.picture_settings)
+        seconds = now() - start
+        require(
+            parameters.time_budget is None or seconds < parameters.time_budget,
+            f"reading the images took {seconds:.3g} s, all of the time budget: "
+            "give more seconds, or fewer or smaller images",
+        )
         data = divide(labelled, parameters.seed)
         codes = labelled.split.labels.numpy()
         weights = weights_of_classes(self.class_weight, labelled.classes, codes)
@@ -416,16 +449,10 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         paths = paths_among(X)
         if paths is None:
             return self._judge(to_pixels(X, "predict"))
-        if len(paths) == 1 and class_folder(paths[0], "test") is None and _is_archive(paths[0]):
+        if len(paths) == 1 and _is_archive(paths[0]):
             return self._judge(_images_of(read_part(paths[0], "test")[1]))
         pictures = self.read(X)
-        if pictures.faults:
-            file, reason = next(iter(pictures.faults.items()))
-            warnings.warn(
-                f"{len(pictures.faults)} pictures cannot be read and have no answer, "
-                f"first {file} ({reason})",
-                stacklevel=2,
-            )
+        _warn_of_faults(pictures.faults, stacklevel=3)
         return self._judge(pictures.images)
 
     def _judge(
@@ -465,21 +492,23 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         """The most probable labels.
 
         With `reject`, an answer is masked where it is less sure than all but that share of the
-        validation images were; `.filled("?")` and `.compressed()` show or drop masked answers.
-        `EdgenesError` for a share that is none.
+        validation images were; `.compressed()` drops masked answers, and `.filled("?")`, or
+        `.filled(-1)` where labels are whole numbers, shows them. `EdgenesError` for a share that
+        is none.
         """
+        limit = None if reject is None else self.limit_of_unsureness(reject)
         members = self.member_proba(X)
         labels = self.classes_[average(members).numpy().argmax(1)]
-        if reject is None:
+        if limit is None:
             return labels
-        unsure = uncertainty(members).total > self.limit_of_unsureness(reject)
-        return np.ma.masked_array(labels, unsure)
+        return np.ma.masked_array(labels, uncertainty(members).total > limit)
 
     def limit_of_unsureness(
         self,
         reject: float,  # a share
     ) -> float:  # nats
         """The total uncertainty that this share of the validation images exceeds."""
+        check_is_fitted(self, "members_")
         is_number = isinstance(reject, (int, float, np.number)) and not isinstance(reject, bool)
         require(
             is_number and 0 <= reject < 1,
@@ -502,14 +531,15 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
 
     def evaluate(
         self,
-        X: Any,  # as in `fit`; of a path with a test set, that set is read
+        X: Any,  # as in `fit`, where a test set of a path is read; or `LabelledImages`
         y: Any = None,  # as in `fit`
     ) -> dict[str, float | int]:
         """The metrics of `ensemble_metrics` on labelled images.
 
         Beside them stand the number of `images`, and `most_frequent_percent`, the accuracy of
         answering the most frequent of their classes always. Labels are matched by their text,
-        whatever their type. `EdgenesError` for labels that `fit` has not seen.
+        whatever their type. Pictures that cannot be read are left out with a warning.
+        `EdgenesError` for labels that `fit` has not seen.
         """
         probabilities, codes, labels = self._judge_labelled(X, y)
         unknown = np.unique(labels[codes < 0])
@@ -529,7 +559,10 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         y: Any = None,  # as in `evaluate`
         sample_weight: Any = None,  # (N,); not with a path
     ) -> float:  # in [0, 1]
-        """The share of right labels. A label that `fit` has not seen counts as wrong."""
+        """The share of right labels. A label that `fit` has not seen counts as wrong.
+
+        Pictures that cannot be read are left out with a warning.
+        """
         require(
             sample_weight is None or paths_among(X) is None,
             "pictures have no weights: give arrays, or leave sample_weight out",
@@ -550,8 +583,11 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, N, K); (N,), -1: unknown; labels (N,)
         """The probabilities of every member, the codes of the right classes, and their labels."""
         check_is_fitted(self, "members_")
-        settings = self._fit_parameters(self.seed_).picture_settings
-        labelled = read_labelled(X, y, "test", settings, self.conversion_)
+        labelled = X
+        if not isinstance(X, LabelledImages):
+            settings = PictureSettings(unreadable=self.unreadable)
+            labelled = read_labelled(X, y, "test", settings, self.conversion_)
+            _warn_of_faults(labelled.faults, stacklevel=4)
         matches = match_labels(labelled.classes.tolist(), self.classes_.tolist())
         places = np.array([-1 if place is None else place for place in matches])
         codes = labelled.split.labels.numpy()
@@ -614,6 +650,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self.genotypes_ = ensemble.genotypes
         self.members_ = ensemble.members
         self.report_ = ensemble.report
+        self.fit_parameters_ = ensemble.parameters
         self.checkpoint_ = None
         return self
 
@@ -621,7 +658,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         """What was learned, as one object. `NotFittedError` before `fit`."""
         check_is_fitted(self, "members_")
         return FittedEnsemble(
-            parameters=self._fit_parameters(self.seed_),
+            parameters=self.fit_parameters_,
             classes=self.classes_,
             image_shape=self.image_shape_,
             optimum=self.optimum_,
@@ -680,4 +717,17 @@ def _images_of(split: Split) -> np.ndarray:
 
 def _is_archive(path: Path) -> bool:
     """Whether a path holds arrays, and no pictures to list."""
-    return os.path.isdir(path) or path.suffix == ".npz"
+    return holds_arrays(path, "test") or (path.suffix == ".npz" and not os.path.isdir(path))
+
+
+def _warn_of_faults(
+    faults: Mapping[Path, str],  # pictures that cannot be read, and why
+    stacklevel: int,  # whose line the warning names, as `warnings.warn` counts from here
+) -> None:
+    """Warns of pictures that have no answer."""
+    for file, reason in list(faults.items())[:1]:
+        first = printable(f"{file} ({reason})")
+        warnings.warn(
+            f"{len(faults)} pictures cannot be read and have no answer, first {first}",
+            stacklevel=stacklevel,
+        )

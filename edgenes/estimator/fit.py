@@ -33,6 +33,7 @@ from edgenes.estimator.members import (
     member_probabilities,
     unsure_quantiles,
 )
+from .pictures import printable
 from edgenes.estimator.planning import (
     HATCHING_PASSES,
     CandidateCost,
@@ -68,7 +69,8 @@ from ..training import WeightOptimiser
 # %% auto #0
 __all__ = ['Phase', 'Forecast', 'FitProgress', 'guess_phases', 'SearchedStructures', 'run_searches', 'Training', 'Trained',
            'train_candidate', 'Job', 'train_all', 'warm_up', 'TrainedCandidates', 'run_retraining', 'near_optimum',
-           'run_hatching', 'notes_on_fit', 'enough_for_fresh_edges', 'draw_candidates', 'load_metrics', 'fit_ensemble']
+           'run_hatching', 'notes_on_fit', 'enough_for_fresh_edges', 'draw_candidates', 'load_metrics', 'fit_ensemble',
+           'notes_on_budget']
 
 # %% ../../nbs/estimator/fit.ipynb #dd47024
 class Phase(NamedTuple):
@@ -144,6 +146,7 @@ class FitProgress:
         self.seconds = seconds
         self.verbose = verbose
         self.unfinished = unfinished or Unfinished()
+        self.read_seconds = 0.0  # that were gone before there were images
         self.spent: dict[str, dict[str, Any]] = {}  # by phase, for the report
         self.forecast = Forecast(now)
         self.phase = "preparing"
@@ -163,13 +166,23 @@ class FitProgress:
     ) -> None:
         self.bar.close()
 
+    def count_reading(self) -> None:
+        """Notes how much time was gone before there were images. Only the rest is planned."""
+        self.read_seconds = self.unfinished.once(
+            "reading took", lambda: now() - self.unfinished.start
+        )
+
+    @property
+    def planned_seconds(self) -> float:
+        """What reading has left of the time budget; infinite without a time budget."""
+        return math.inf if self.seconds is None else max(0.0, self.seconds - self.read_seconds)
+
     def moment(
         self,
-        share: float,  # of the time budget
+        share: float,  # of the time that is planned
     ) -> float:  # a time of `now`; infinite without a time budget
-        """When this share of the time budget is gone."""
-        start = self.unfinished.start
-        return math.inf if self.seconds is None else start + share * self.seconds
+        """When this share of the time that reading has left is gone."""
+        return self.unfinished.start + self.read_seconds + share * self.planned_seconds
 
     def begin(
         self,
@@ -225,9 +238,13 @@ class FitProgress:
         self.write(f"{phase}: {self.spent[phase]}", from_level=2)
 
     def write(self, line: str, from_level: int = 1) -> None:
-        """Prints a line above the bar, where the fit is verbose enough."""
+        """Prints a line above the bar, where the fit is verbose enough.
+
+        What cannot be shown is escaped: no name of a file or of a class may end a fit.
+        """
         if self.verbose >= from_level:
-            self.bar.write(line)
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            self.bar.write(printable(line).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def guess_phases(
@@ -292,7 +309,7 @@ def run_searches(
     """Searches alpha* and trains the hypernetwork."""
     unfinished = progress.unfinished
     if progress.seconds is not None:
-        seconds = progress.seconds
+        seconds = progress.planned_seconds
         steps = unfinished.once(
             "search steps", lambda: affordable_search_steps(data, plan, seed, seconds)
         )
@@ -375,8 +392,7 @@ def _plan_after_search(
     strategy = choose_strategy(asked, passes, budget.members, budget.candidates, workers)
     plan = replace(plan, strategy=strategy)
     step_seconds = unfinished.notes["search epoch"] / steps_per_epoch(budget.darts, data)
-    assert progress.seconds is not None
-    steps = hypernetwork_steps(plan, progress.seconds, step_seconds)
+    steps = hypernetwork_steps(plan, progress.planned_seconds, step_seconds)
     settings = settings_for_steps(budget.hypernetwork, data, seed, steps)
     return replace(plan, budget=replace(budget, hypernetwork=settings))
 
@@ -828,7 +844,7 @@ def notes_on_fit(
     if poor:
         notes.append(
             "on the validation images, some members are no better than a constant answer, the most "
-            f"frequent class (candidates {', '.join(map(str, poor))}): "
+            f"frequent class (candidates {', '.join(str(j + 1) for j in poor)}): "
             f"{more_training}{', or fewer candidates' if in_seconds else ''}"
         )
     errors = [abs(lam - shared) for lam, shared in calibration]
@@ -903,6 +919,7 @@ def fit_ensemble(
         Workers(count, warm_up) as workers,
         FitProgress(parameters.time_budget, parameters.verbose, unfinished) as progress,
     ):
+        progress.count_reading()
         earlier = progress.unfinished.earlier
         if earlier > 0:
             progress.write(f"goes on with the fit that was stopped after {earlier:.0f} s")
@@ -918,6 +935,7 @@ def fit_ensemble(
         report["spent"] = progress.spent
         passes = progress.unfinished.notes.get("passes")
         found = _notes(report, searched, validation, parameters, passes)
+        found += notes_on_budget(parameters, progress.read_seconds)
         # What is said of the ensemble comes before what is said of the images.
         report["notes"] = sorted([*notes, *found], key=lambda note: not note.startswith(_ALIKE))
         for note in report["notes"]:
@@ -973,6 +991,27 @@ def _notes(
         in_seconds=parameters.time_budget is not None,
         enough=enough_for_fresh_edges(parameters.time_budget, passes),
     )
+
+
+def notes_on_budget(
+    parameters: FitParameters,
+    read_seconds: float,  # that reading the images has taken
+) -> list[str]:
+    """What a user may not expect of a time budget, in sentences without a final full stop."""
+    seconds = parameters.time_budget
+    if seconds is None:
+        return []
+    notes = []
+    unused = [name for name in ("search_steps", "epochs") if getattr(parameters, name) is not None]
+    if unused:
+        verb = "is" if len(unused) == 1 else "are"
+        notes.append(f"{' and '.join(unused)} {verb} not used: the time budget decides instead")
+    if read_seconds > 0.1 * seconds:
+        notes.append(
+            f"reading the images took {read_seconds:.3g} of the {seconds:g} seconds, and only the "
+            "others were left for the fit: give more seconds, or smaller pictures"
+        )
+    return notes
 
 
 def _select_members(

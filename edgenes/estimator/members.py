@@ -48,8 +48,8 @@ class FitParameters:
     seed: int = 0  # decides every random number
     time_budget: float | None = None  # seconds that the fit takes; None: a fixed number of steps
     strategy: str = "auto"  # "independent", "hatch", or "auto": the plan chooses within seconds
-    search_steps: int | None = None  # steps of the search for alpha*; None: 300
-    epochs: int | None = None  # epochs of each retraining; None: 8 to 40, by the number of images
+    search_steps: int | None = None  # for alpha*, without a time budget, which sets them; None: 300
+    epochs: int | None = None  # of each retraining, without a time budget; None: 8 to 40, by images
     flip: bool = False  # mirror training images at random
     criterion: str = "nll"  # what the choice of the members minimises: "nll" or "accuracy"
     relaxation: str = "sampled"  # of the search: "sampled" or "faithful"

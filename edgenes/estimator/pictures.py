@@ -11,7 +11,7 @@ import time
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from ..core import EdgenesError, check_int, require, shown
 from .places import as_path
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'FORMATS', 'FOREIGN', 'CHOICES', 'LEAST_OF_A_CLASS', 'IMBALANCE', 'label_text', 'looks_like',
-           'match_labels', 'look_alikes', 'is_hidden', 'list_pictures', 'Listing', 'class_folder', 'list_classes',
-           'Header', 'look_at', 'PictureSettings', 'Conversion', 'choose_conversion', 'Pictures', 'read_pictures',
-           'ReadPictures', 'read_listing', 'listing_of_files', 'Problem', 'problems_of_pictures', 'problem_of_faults',
-           'problems_of_folders', 'duplicates_across_classes', 'check_folder', 'problems_of_classes',
-           'note_on_imbalance']
+__all__ = ['SUFFIXES', 'FORMATS', 'FOREIGN', 'CHOICES', 'LEAST_OF_A_CLASS', 'IMBALANCE', 'label_text', 'printable', 'looks_like',
+           'match_labels', 'look_alikes', 'is_hidden', 'list_pictures', 'Listing', 'holds_arrays', 'class_folder',
+           'list_classes', 'Header', 'look_at', 'PictureSettings', 'Conversion', 'choose_conversion', 'Pictures',
+           'read_pictures', 'ReadPictures', 'read_listing', 'listing_of_files', 'Problem', 'problems_of_pictures',
+           'problem_of_faults', 'problems_of_folders', 'duplicates_across_classes', 'check_folder',
+           'problems_of_classes', 'note_on_imbalance']
 
 # %% ../../nbs/estimator/pictures.ipynb #picnamescode
 def label_text(
@@ -40,6 +40,13 @@ def label_text(
     if isinstance(label, (float, np.floating)) and float(label).is_integer():
         label = int(label)
     return unicodedata.normalize("NFC", str(label))
+
+
+def printable(
+    text: str,  # as a file or somebody else has it
+) -> str:
+    """The text, in which what no file in UTF-8 can hold or could control a terminal is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def looks_like(
@@ -180,21 +187,58 @@ class Listing:
         self,
         file: Path,  # that lies in the folder
     ) -> str:
-        """A file as notes show it: its path from the folder on."""
-        return file.relative_to(self.folder).as_posix()
+        """A file as notes show it: its path from the folder on, in characters that can be shown."""
+        return printable(file.relative_to(self.folder).as_posix())
+
+
+_PARTS = ("train", "test", "val", "valid", "validation")  # of a data set, beside each other
+
+
+def holds_arrays(
+    path: Path,  # what a user gives
+    part: str,  # "train" or "test"
+) -> bool:
+    """Whether a path is a folder with .npz files or CIFAR-100, or has a part that is one."""
+    folder = path / part if os.path.isdir(path / part) else path
+    if not os.path.isdir(folder):
+        return False
+    return any(folder.glob("*.npz")) or os.path.isdir(folder / "cifar-100-python")
 
 
 def class_folder(
     path: Path,  # what a user gives
     part: str,  # "train" or "test"
 ) -> Path | None:
-    """The folder with one folder of pictures per class; None for arrays and for CIFAR-100."""
-    folder = path / part if os.path.isdir(path / part) else path
-    if not os.path.isdir(folder):
+    """The folder with one folder of pictures per class; None for arrays and for CIFAR-100.
+
+    Beside other classes, train/ and test/ are classes, too. `EdgenesError` where one of them may
+    be a part of a data set as well.
+    """
+    if not os.path.isdir(path) or holds_arrays(path, part):
         return None
-    if any(folder.glob("*.npz")) or os.path.isdir(folder / "cifar-100-python"):
-        return None
-    return folder
+    parts = [name for name in ("train", "test") if os.path.isdir(path / name)]
+    divided = [name for name in parts if _names_of_classes(path / name)]
+    is_part = part in parts
+    if parts and len(divided) < 2:  # with classes in both, they are the parts
+        others = [name for name in _names_of_classes(path) if name.lower() not in _PARTS]
+        if others and divided:
+            raise EdgenesError(
+                f"{path} has the class folder {others[0]} beside {divided[0]}, which has folders "
+                f"of its own: give {path / divided[0]} alone, or rename it where it is a class"
+            )
+        is_part = is_part and not others
+    return path / part if is_part else path
+
+
+def _names_of_classes(folder: Path) -> list[str]:
+    """The folders in a folder in which there is a picture."""
+    return [
+        name
+        for name in _names_in(folder)
+        if os.path.isdir(folder / name)
+        and not is_hidden(name)
+        and any(_is_picture(file) and not hidden for file, hidden in _walk(folder / name))
+    ]
 
 
 def list_classes(
@@ -231,14 +275,19 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _sort_files(folder: Path) -> Listing:
-    """The files of a folder of classes by what is done with them."""
+def _names_in(folder: Path) -> list[str]:
+    """What lies in a folder. `EdgenesError` where it cannot be listed."""
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(os.listdir(folder))
     except OSError as error:
         raise EdgenesError(
             f"cannot read {folder} ({error.strerror or error}): give folders that can be read"
         ) from error
+
+
+def _sort_files(folder: Path) -> Listing:
+    """The files of a folder of classes by what is done with them."""
+    names = _names_in(folder)
     representative: dict[str, str] = {}
     for name in sorted(names, key=lambda name: (name != label_text(name), name)):
         if os.path.isdir(folder / name) and not is_hidden(name):
@@ -329,7 +378,7 @@ def _reason(error: Exception) -> str:
         return "it is no picture of a format that is read"
     if isinstance(error, Image.DecompressionBombError):
         return "it unfolds to a huge number of pixels, a decompression bomb"
-    return f"{type(error).__name__}: {error}"
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def look_at(
@@ -401,6 +450,9 @@ class PictureSettings:
         return height, width
 
 # %% ../../nbs/estimator/pictures.ipynb #picconvcode
+_MOST_WINDOWS = 16  # images that a resized picture may cover; a longer one is cut out before
+
+
 @dataclass(frozen=True)
 class Conversion:
     """From a picture to an image: upright, of one size and one number of channels."""
@@ -449,9 +501,16 @@ class Conversion:
         scales = (self.height / height, self.width / width)
         scale = max(scales) if self.resize == "crop" else min(scales)
         size = (max(1, round(scale * width)), max(1, round(scale * height)))
-        resized = picture.resize(size, Image.Resampling.BILINEAR)  # antialiased
         left = _before_the_middle(size[0], self.width)
         top = _before_the_middle(size[1], self.height)
+        if size[0] * size[1] > _MOST_WINDOWS * self.width * self.height:
+            across, down = width / size[0], height / size[1]
+            right = min(width, across * (left + self.width))
+            bottom = min(height, down * (top + self.height))
+            box = (across * left, down * top, right, bottom)
+            window = (self.width, self.height)
+            return picture.resize(window, Image.Resampling.BILINEAR, box)
+        resized = picture.resize(size, Image.Resampling.BILINEAR)  # antialiased
         # What is smaller than the window is filled up with black.
         return resized.crop((left, top, left + self.width, top + self.height))
 
@@ -559,6 +618,7 @@ class ReadPictures(NamedTuple):
     files: list[Path]  # N
     conversion: Conversion
     notes: list[str]  # sentences without a final full stop
+    faults: dict[Path, str]  # what could not be read, and why
 
 
 def read_listing(
@@ -587,9 +647,9 @@ def read_listing(
     if pictures.faults:
         problems.append(problem_of_faults(listing, pictures.faults, settings.unreadable))
     problems += problems_of_pictures(listing, headers, conversion)
-    problems += problems_of_folders(listing)
+    problems += problems_of_folders(listing, pictures.faults)
     notes = [problem.note for problem in problems if problem.deserves_a_note]
-    return ReadPictures(pictures.images, pictures.files, conversion, notes)
+    return ReadPictures(pictures.images, pictures.files, conversion, notes, pictures.faults)
 
 
 def listing_of_files(
@@ -715,16 +775,18 @@ def _example(listing: Listing, header: Header) -> str:
 
 def problems_of_folders(
     listing: Listing,
+    unreadable: Container[Path] = (),  # pictures that are left out
 ) -> list[Problem]:
     """What lies where it may not be meant to lie, and names and files that occur twice."""
-    duplicates = duplicates_across_classes(listing)
+    duplicates = duplicates_across_classes(listing, unreadable)
+    nested = [file for file in listing.nested if file not in unreadable]
     alike = look_alikes(listing.pictures)
     foreign = [file for file in listing.others if file.suffix.lower() in FOREIGN]
     others = listing.others[len(foreign) :]
     groups = [
         ("pictures of formats that are not read", foreign, "left out; store them as JPEG or PNG"),
         ("pictures beside the class folders", listing.loose, "left out; put them into a class"),
-        ("pictures in folders of class folders", listing.nested, "read as the class they lie in"),
+        ("pictures in folders of class folders", nested, "read as the class they lie in"),
         ("files that are no pictures", others, "left out"),
         ("hidden files and folders", listing.hidden, "left out"),
     ]
@@ -753,10 +815,11 @@ def problems_of_folders(
 
 def duplicates_across_classes(
     listing: Listing,
+    unreadable: Container[Path] = (),  # pictures that are left out
 ) -> list[list[Path]]:
     """Groups of files with the same bytes in more than one class."""
     class_of = dict(zip(listing.files, listing.classes))
-    groups = [[file for file in class_of if os.path.isfile(file)]]
+    groups = [[file for file in class_of if file not in unreadable and os.path.isfile(file)]]
     # What is costly is asked only of files that are alike so far.
     for key in (os.path.getsize, _beginning, _digest):
         finer = defaultdict(list)
@@ -826,14 +889,14 @@ def check_folder(
         problems += problems_of_pictures(listing, sound, conversion)
     if decoded < len(sound):
         facts.append(f"{decoded:,} of them were decoded, of the others only the beginning was read")
-    return facts, problems + problems_of_folders(listing)
+    return facts, problems + problems_of_folders(listing, faults)
 
 
 def _decode(
     headers: Sequence[Header],
     faults: dict[Path, str],  # takes those that fail
     seconds: float,
-) -> int:  # how many were decoded
+) -> int:  # how many could be decoded
     """Decodes pictures, every 64th first, until the time is over."""
     deadline = time.perf_counter() + seconds
     order = [header for start in range(64) for header in headers[start::64]]
@@ -848,6 +911,7 @@ def _decode(
                 _eight_bits(picture)
         except Exception as error:  # a corrupt file makes Pillow raise almost anything
             faults[header.file] = _reason(error)
+            return False
         return True
 
     with _no_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -95,7 +95,7 @@ def steps_per_epoch(
 # %% ../../nbs/estimator/planning.ipynb #661560e7
 STRATEGIES = ("auto", "independent", "hatch")
 LEAST_PASSES = 50  # over the images, for each independent candidate
-HATCHING_PASSES = 45  # over the images, of all members together, for members with fresh edges
+HATCHING_PASSES = 45  # over the images, as `hatching` counts them, for members with fresh edges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,13 @@ class Strategy:
 
 
 def hatching(
-    passes: float,  # over the images, of the parent and all members together
+    passes: float,  # over the images: of the parent and all members, or of the first member
 ) -> Strategy:
-    """How members hatch, by the rule above."""
+    """How members hatch, by the rule above.
+
+    A time budget holds passes of the parent and of all members together. Without one, the epochs
+    of a fit are those of the first member, and of the parent before it.
+    """
     if passes < HATCHING_PASSES:
         return Strategy(name="hatch", parent_share=0.8, cycle_step=0.3, in_a_chain=True)
     return Strategy(name="hatch", parent_share=0.7, cycle_step=0.6, fresh_edges=True)
@@ -139,7 +143,9 @@ def choose_strategy(
     workers: int = 1,  # candidates that are trained side by side
 ) -> Strategy:
     """The strategy of a fit with a time budget, by the rule above."""
-    holds = f"the time holds about {passes:.3g} passes over the training images"
+    holds = "no time is left for a pass over the training images"
+    if passes > 0:
+        holds = f"the time holds about {passes:.3g} passes over the training images"
     if asked == "independent":
         return Strategy(why=f"members are independent, as was asked: {holds}")
     independent = int(passes / LEAST_PASSES) * workers  # candidates of so many passes each
@@ -347,7 +353,7 @@ def affordable_search_steps(
     data: Data,
     plan: FitPlan,
     seed: int,
-    seconds: float,  # the time budget
+    seconds: float,  # of the time budget, without those that reading the images has taken
 ) -> float:
     """How many steps for alpha* the time budget holds, by a measurement.
 
@@ -356,8 +362,8 @@ def affordable_search_steps(
     step_seconds = time_search_step(data, plan, seed)
     require(
         8 * step_seconds < seconds,
-        f"time_budget is {seconds:g} s, but one search step takes {step_seconds:.2g} s on these "
-        "images: give more seconds, or smaller images",
+        f"time_budget leaves {seconds:.3g} s to search and to train, but one search step takes "
+        f"{step_seconds:.2g} s on these images: give more seconds, or smaller images",
     )
     return search_steps_within(plan.budget, seconds, step_seconds)
 

@@ -148,7 +148,8 @@ class Unfinished:
 
     >>> unfinished = Unfinished(Path("ensemble.unfinished"), identity)
     >>> steps = unfinished.once("steps", lambda: 300)
-    >>> unfinished.remove()
+    >>> unfinished.release()
+    >>> remove_unfinished(unfinished.folder)  # when the ensemble is saved
     """
 
     def __init__(
@@ -165,7 +166,6 @@ class Unfinished:
         self._lock: FileLock | None = None
         if folder is not None:
             self._open(folder)
-            self.start -= self.earlier
 
     def _open(self, folder: Path) -> None:
         """Takes over what is there. `EdgenesError` where it is of another fit, or no fit at all."""
@@ -186,6 +186,7 @@ class Unfinished:
         except EdgenesError:
             self.release()
             raise
+        self.start -= self.earlier  # before the seconds are written again
         self.write()
 
     def _read(self, folder: Path) -> None:

@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -70,6 +71,20 @@ def _perform(task: Task) -> Any:
         raise RuntimeError(f"{task.name} failed: {type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def _told_if_killed(
+    names: Sequence[str],  # of the tasks that are under way
+) -> Iterator[None]:
+    """A block that asks something of the processes. `EdgenesError` where one was killed."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise EdgenesError(
+            f"a process that trained {', '.join(names)} was killed, perhaps for lack of memory: "
+            "give a smaller n_jobs"
+        ) from error
+
+
 class Workers:
     """Some processes, as a context manager. With a count of 1 there are none.
 
@@ -94,8 +109,9 @@ class Workers:
                 initargs=(os.getpid(),),
                 env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
-            for _ in range(self.count if self._load is not None else 0):
-                self._pool.submit(self._load)
+            with suppress(BrokenProcessPool):  # `run` will tell it
+                for _ in range(self.count if self._load is not None else 0):
+                    self._pool.submit(self._load)
         return self
 
     def __exit__(
@@ -123,18 +139,13 @@ class Workers:
         while True:
             while len(running) < self.count and (entry := next(waiting, None)) is not None:
                 place, task = entry
-                running[self._pool.submit(_perform, task)] = (place, task.name)
+                with _told_if_killed([name for _, name in running.values()] or [task.name]):
+                    running[self._pool.submit(_perform, task)] = (place, task.name)
             if not running:
                 return
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                try:
+                with _told_if_killed([name for _, name in running.values()]):
                     result = future.result()
-                except BrokenProcessPool as error:
-                    names = ", ".join(name for _, name in running.values())
-                    raise EdgenesError(
-                        f"a process that trained {names} was killed, perhaps for lack of memory: "
-                        "give a smaller n_jobs"
-                    ) from error
                 place, _ = running.pop(future)
                 yield place, result
             if while_waiting is not None:
