@@ -125,8 +125,11 @@ def key_numbers(
 
 def _search_epochs(profile: str) -> str:
     """The epochs of the searches of EdgeNES and of DartsEns: "5 + 8 epochs against 3 x 5"."""
-    budget = get_profile(profile).budget
-    darts = budget.darts.epochs
+    chosen = get_profile(profile)
+    budget = chosen.budget
+    darts = f"{budget.darts.epochs}"
+    if chosen.sizes.optima > 1:  # several searches lead to one alpha*
+        darts = f"{chosen.sizes.optima} x {darts}"
     return f"{darts} + {budget.hypernetwork.epochs} epochs against {budget.members} x {darts}"
 
 
