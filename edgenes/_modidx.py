@@ -1862,6 +1862,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'edgenes.report.readme._control_text': ( 'report/readme.html#_control_text',
                                                                                 'edgenes/report/readme.py'),
                                        'edgenes.report.readme._cost_text': ('report/readme.html#_cost_text', 'edgenes/report/readme.py'),
+                                       'edgenes.report.readme._epochs_ratio': ( 'report/readme.html#_epochs_ratio',
+                                                                                'edgenes/report/readme.py'),
                                        'edgenes.report.readme._outlook_text': ( 'report/readme.html#_outlook_text',
                                                                                 'edgenes/report/readme.py'),
                                        'edgenes.report.readme._search_epochs': ( 'report/readme.html#_search_epochs',

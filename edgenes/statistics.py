@@ -17,7 +17,7 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['FEWEST_FOR_INTERVAL', 'MARGINS', 'LEVEL', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction',
+__all__ = ['FEWEST_FOR_INTERVAL', 'LEVEL', 'MARGINS', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction',
            'holm', 'least_p_holm', 'seeds_to_decide', 'verdict', 'mixed_model', 'components', 'auc',
            'calibration_error', 'spearman']
 
@@ -69,6 +69,8 @@ def summary(
     return {"n": n, "mean": mean, "sd": sd, "ci_low": mean - reach, "ci_high": mean + reach}
 
 # %% ../nbs/method/22_statistics.ipynb #e94d013
+LEVEL = 0.05  # of all tests
+
 # Within these margins two systems count as equivalent. They were stated before the runs.
 MARGINS = {"accuracy_percent": 1.0, "nll_nats": 0.05}
 
@@ -117,7 +119,7 @@ def smallest_difference(
         0.05 < power < 1,
         f"power is {power}: give a share between 0.05, the level of the test, and 1",
     )
-    level = 0.05 / comparisons
+    level = LEVEL / comparisons
     return float(sd * TTestPower().solve_power(nobs=n, alpha=level, power=power))
 
 # %% ../nbs/method/22_statistics.ipynb #e94d010
@@ -144,32 +146,25 @@ def _wilcoxon_p(differences: np.ndarray) -> float:
         return float(stats.wilcoxon(differences).pvalue)
 
 
-def _paired_row(
-    name: str, differences: np.ndarray, margin: float, comparisons: int
-) -> dict[str, Any]:
+def _paired_row(name: str, differences: np.ndarray, margin: float) -> dict[str, Any]:
     """The row of one system in the table of `paired_tests`."""
     n = differences.size
     mean = differences.mean()
-    interval = summary(differences)
-    dz = np.nan
-    detectable = np.nan
-    if n > 1 and not _is_constant(differences):
-        sd = differences.std(ddof=1)
-        dz = mean / sd
-        detectable = smallest_difference(n, sd, comparisons=comparisons)
+    moments = summary(differences)
+    sd = moments["sd"]
     return {
         "system": name,
         "n": n,
         "difference": mean,
-        "ci_low": interval["ci_low"],
-        "ci_high": interval["ci_high"],
+        "difference_sd": sd,
+        "ci_low": moments["ci_low"],
+        "ci_high": moments["ci_high"],
         "p_permutation": _permutation_p(differences),
         "p_wilcoxon": _wilcoxon_p(differences),
-        "dz": dz,
+        "dz": mean / sd if sd > 0 else np.nan,
         "p_least": 2.0 ** (1 - n),
         "margin": margin,
         "p_equivalent": tost(differences, margin)["p"] if n > 1 else 1.0,
-        "smallest_difference": detectable,
     }
 
 
@@ -177,7 +172,6 @@ def paired_tests(
     frame: pd.DataFrame,  # one row per seed, one column per system
     reference: str,  # the column that all others are compared with
     margin: float = MARGINS["accuracy_percent"],  # of equivalence, in the unit of the frame
-    comparisons: int = 0,  # in the family, where it has more rows than these; 0: these
 ) -> pd.DataFrame:  # one row per system, by its name
     """Paired comparisons of every system with a reference, as one family.
 
@@ -190,11 +184,9 @@ def paired_tests(
     require(reference in frame.columns, f"no column {reference!r}: use one of {names}")
     require(len(frame.columns) > 1, f"{reference!r} stands alone: add a column to compare it with")
     baseline = _finite_array(frame[reference], reference)
-    systems = frame.columns.drop(reference)
-    size = comparisons or len(systems)
     rows = [
-        _paired_row(name, _finite_array(frame[name], name) - baseline, margin, size)
-        for name in systems
+        _paired_row(name, _finite_array(frame[name], name) - baseline, margin)
+        for name in frame.columns.drop(reference)
     ]
     return holm(pd.DataFrame(rows).set_index("system"))
 
@@ -215,14 +207,16 @@ def holm_correction(
 def holm(
     table: pd.DataFrame,  # rows of `paired_tests`, also of several calls
 ) -> pd.DataFrame:
-    """The rows as one family: their p-values are corrected over all of them."""
+    """The rows as one family: p-values are corrected, and power is counted, over all of them."""
+    detectable = [
+        smallest_difference(int(n), sd, comparisons=len(table)) if sd > 0 else np.nan
+        for n, sd in zip(table["n"], table["difference_sd"])
+    ]
     return table.assign(
+        smallest_difference=detectable,
         p_holm=holm_correction(table["p_permutation"]),
         p_equivalent_holm=holm_correction(table["p_equivalent"]),
     )
-
-
-LEVEL = 0.05  # of all tests
 
 
 def least_p_holm(
@@ -322,8 +316,9 @@ def _power(table: pd.DataFrame, unit: str) -> list[str]:
     if not np.isfinite(detectable) or _out_of_reach(table):
         return []
     pairs = _pairs(table)
-    scatter = " (the median over the comparisons, each at 5 % over their number)"
-    scatter = scatter if len(table) > 1 else ""
+    scatter = ""
+    if len(table) > 1:
+        scatter = " (the median over the comparisons, each at 5 % over their number)"
     return [
         f"A t-test on {pairs} would find a difference of {_unit_of(detectable, unit)} "
         f"in 80 % of cases{scatter}."

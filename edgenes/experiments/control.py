@@ -245,10 +245,9 @@ def result(
 
 def _captions(count: int, epochs: int, first_seed: int) -> dict[str, str]:
     """The captions of the three figures, for a number of hypernetworks and of epochs."""
-    bars = few_seeds(count)
+    bars = few_seeds(count) or "Black: mean and 95 % interval over seeds."
     shown = f"the hypernetwork of seed {first_seed}"
     if count > 1:
-        bars = bars or "Black: mean and 95 % interval over seeds."
         shown = f"one of {count} hypernetworks, that of seed {first_seed},"
     size = f"n = {counted(count, 'hypernetwork')}, one per seed."
     last = f"after the last of {epochs} epochs"

@@ -23,7 +23,15 @@ from ..report.frames import COSTS, METRICS, accuracy_of, system_frame, system_re
 from ..report.phrases import counted, interval_in_words, listed
 from ..report.plots import figure, interval_bar
 from ..report.result import Result
-from ..statistics import MARGINS, components, mixed_model, paired_tests, summary, verdict
+from edgenes.statistics import (
+    MARGINS,
+    components,
+    mixed_model,
+    paired_tests,
+    seeds_to_decide,
+    summary,
+    verdict,
+)
 from ..study.costs import cost_sentence, costs_of
 from ..study.profiles import PROFILES
 from ..study.records import Records, all_records
@@ -488,7 +496,7 @@ def _tables(
         if tests is not None:
             tables[f"T2_tests_{name}"] = tests
     complete = complete_runs(runs)
-    if complete["seed"].nunique() >= 6 and REFERENCE in set(complete["system"]):
+    if complete["seed"].nunique() >= seeds_to_decide(1) and REFERENCE in set(complete["system"]):
         plain = complete.assign(system=complete["system"].astype(str))
         model = mixed_model(plain, "accuracy_percent", "system", "seed", REFERENCE)
         tables["T2_mixed"] = model

@@ -30,7 +30,7 @@ from ..report.phrases import counted, interval_in_words, listed
 from ..report.plots import figure
 from ..report.result import Result
 from ..retraining import RetrainSettings
-from ..statistics import LEVEL, summary
+from ..statistics import seeds_to_decide, summary
 from ..study.records import Records
 from ..study.systems import ensemble, searched
 from ..study.tasks import EnsembleRun, Plan, Retraining
@@ -264,7 +264,7 @@ def _best_lambda(runs: pd.DataFrame) -> str:
 
 def _sample(seeds: int) -> str:
     """How many seeds there are, or that so few cannot decide whether a difference is there."""
-    if 2.0 ** (1 - seeds) >= LEVEL:
+    if seeds < seeds_to_decide(1):
         return f"{counted(seeds, 'seed')} cannot decide"
     return f"n = {seeds}"
 

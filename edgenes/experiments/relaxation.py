@@ -28,7 +28,7 @@ from edgenes.report.frames import (
 from ..report.phrases import counted, listed, mean_with_interval
 from ..report.plots import figure, seed_line_styles
 from ..report.result import Result
-from ..statistics import calibration_error, holm, paired_tests, verdict
+from ..statistics import FEWEST_FOR_INTERVAL, calibration_error, holm, paired_tests, verdict
 from ..study.records import Records
 from ..study.systems import ensemble, searched, spread_lambdas, trained
 from ..study.tasks import EnsembleRun, Plan
@@ -205,7 +205,8 @@ def control_sentence(
         row = pd.Series(spread_of(part["calibration_error_edges"], "error"))
         mean = mean_with_interval(row, "error", 2, " edges")
         errors.append(f"{mean} after the {method} search")
-    intervals = " Intervals are 95 % intervals." if control["seed"].nunique() > 2 else ""
+    has_intervals = control["seed"].nunique() >= FEWEST_FOR_INTERVAL
+    intervals = " Intervals are 95 % intervals." if has_intervals else ""
     return f"The calibration error is {listed(errors)}.{intervals}"
 
 

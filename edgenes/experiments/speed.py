@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from ..algorithm import with_retraining_seeds
 from ..report.frames import complete_seeds, spread_of, system_frame, system_records
-from ..report.phrases import agreeing, counted, few_seeds, listed, mean_with_interval
+from ..report.phrases import agreeing, counted, listed, mean_with_interval
 from ..report.plots import figure, mean_line
 from ..report.result import Result
 from ..search import lambda_grid
@@ -438,7 +438,9 @@ def result(
     sources = system_records(records, "speed")
     members = counted(len(sources[0]["inputs"]["pool"]), "network")
     seeds = points["seed"].nunique()
-    spread = "Bars are 95 % intervals of the mean accuracy. " if not few_seeds(seeds) else ""
+    spread = ""
+    if seeds >= FEWEST_FOR_INTERVAL:
+        spread = "Bars are 95 % intervals of the mean accuracy. "
     caption = (
         f"Test accuracy of an ensemble of {members} along the search. Thin lines are seeds, thick "
         f"ones means (on the right at the mean seconds of a step). {spread}Dotted: the goal of the "

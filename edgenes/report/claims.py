@@ -13,7 +13,14 @@ import pandas as pd
 
 from .phrases import interval_in_words
 from .result import Result
-from ..statistics import LEVEL, calibration_error, least_p_holm, spearman, summary
+from edgenes.statistics import (
+    LEVEL,
+    calibration_error,
+    least_p_holm,
+    seeds_to_decide,
+    spearman,
+    summary,
+)
 from ..theorem import ratio_to_dartsens
 
 # %% auto #0
@@ -55,7 +62,7 @@ class Claim:
     found: Callable[[Tables], Finding]  # raises `KeyError` where a table is not there
 
 
-FEWEST_TO_DECIDE = 6  # seeds: a permutation test of fewer pairs has no p below 5 %
+FEWEST_TO_DECIDE = seeds_to_decide(1)
 
 
 def above(

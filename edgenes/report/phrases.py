@@ -72,7 +72,7 @@ def few_seeds(
     """That so few seeds have no interval, as a sentence; empty where there are enough."""
     if seeds >= FEWEST_FOR_INTERVAL:
         return ""
-    return f"{counted(seeds, 'seed').capitalize()}, so no interval."
+    return f"{counted(seeds, 'seed')}, so no interval."
 
 
 def mean_with_interval(

@@ -5,6 +5,7 @@
 # %% ../../nbs/report/readme.ipynb #readme02
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ class KeyNumbers:
     total_ratio: float  # the same in all, with the retraining of every candidate
     search_epochs: str  # of both searches of EdgeNES, and of those of DartsEns
     published_search_epochs: str  # the same in the paper
+    published_search_ratio: float  # of those epochs
     one_network_percent: float  # a single network of the search, DARTS
     published_one_network_percent: float  # the same in the paper
     claims: pd.DataFrame  # of `claims_table`
@@ -117,6 +119,7 @@ def key_numbers(
         total_ratio=ours["total_seconds"] / theirs["total_seconds"],
         search_epochs=_search_epochs(profile),
         published_search_epochs=_search_epochs("paper"),
+        published_search_ratio=_epochs_ratio("paper"),
         one_network_percent=systems.loc["DARTS", "accuracy_percent"],
         published_one_network_percent=published["DARTS"]["accuracy"][0],
         claims=pd.read_csv(tables / "claims.csv"),
@@ -131,6 +134,14 @@ def _search_epochs(profile: str) -> str:
     if chosen.sizes.optima > 1:  # several searches lead to one alpha*
         darts = f"{chosen.sizes.optima} x {darts}"
     return f"{darts} + {budget.hypernetwork.epochs} epochs against {budget.members} x {darts}"
+
+
+def _epochs_ratio(profile: str) -> float:
+    """The epochs of the searches of EdgeNES over those of DartsEns."""
+    chosen = get_profile(profile)
+    one_optimum = chosen.sizes.optima * chosen.budget.darts.epochs
+    ours = one_optimum + chosen.budget.hypernetwork.epochs
+    return ours / (chosen.budget.members * one_optimum)
 
 
 def _control(folder: Path, leading: str) -> Control:
@@ -212,7 +223,8 @@ def _cost_text(numbers: KeyNumbers) -> str:
         f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as the independent "
         f"searches of DartsEns ({numbers.search_epochs}), {but} with the retraining of every "
         f"candidate EdgeNES costs {numbers.total_ratio:.2f} times as much as DartsEns. By the "
-        f"epochs of the paper ({numbers.published_search_epochs}) its search would be dearer."
+        f"epochs of the paper ({numbers.published_search_epochs}) its search would cost "
+        f"{numbers.published_search_ratio:.2f} times as much."
     )
 
 
@@ -227,7 +239,7 @@ def _comparison_text(compared: Comparison, where: str = "") -> str:
     if not compared.can_decide:
         return (
             f"{text}{compared.seeds} seeds cannot make any of {compared.comparisons} differences "
-            f"significant; {seeds_to_decide(compared.comparisons)} could."
+            f"significant; {seeds_to_decide(compared.comparisons)} seeds could."
         )
     if not compared.significant:
         return f"{text}None of {compared.comparisons} differences is significant."
@@ -342,12 +354,12 @@ def own_trials(
 def _with_interval(values: tuple[float, float, float], digits: int) -> str:
     """A signed mean, and its interval where there is one."""
     mean, low, high = (f"{value:+.{digits}f}" for value in values)
-    return mean if low == "+nan" else f"{mean} ({low} to {high})"
+    return mean if math.isnan(values[1]) else f"{mean} ({low} to {high})"
 
 
 def own_trials_table(
     rows: Sequence[OwnTrials],  # of `own_trials`
-    headers: tuple[str, ...],  # four: seconds, accuracy, NLL, trials
+    headers: tuple[str, ...],  # four: seconds, accuracy, NLL, pairs
 ) -> str:
     """The trials as a Markdown table of means with 95 % intervals; a star marks the older ones."""
     lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|"]
