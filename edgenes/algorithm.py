@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .bilevel import SearchSettings
-from .core import check_int, require, shown, stream
+from .core import check_int, require, seed_at, shown, stream
 from .data import Data
 from .discrete import DiscreteNetwork
 from .ensembles import Selection, select
@@ -37,11 +37,11 @@ def with_retraining_seeds(
     genotypes: Iterable[Genotype],  # the architectures, in the order of their places
     places: Iterable[int] | None = None,  # of each genotype among the candidates; None: 0, 1, ...
 ) -> tuple[Candidate, ...]:
-    """Each genotype with the seed of its retraining, 1000 * seed + place."""
+    """Each genotype with the seed of its retraining (`seed_at`)."""
     genotypes = list(genotypes)
     numbers = range(len(genotypes)) if places is None else places
     return tuple(
-        Candidate(genotype, 1000 * seed + place) for genotype, place in zip(genotypes, numbers)
+        Candidate(genotype, seed_at(seed, place)) for genotype, place in zip(genotypes, numbers)
     )
 
 # %% ../nbs/method/23_algorithm.ipynb #algolambda

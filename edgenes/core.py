@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import; a help text or an error should not wait for it
 
 # %% auto #0
-__all__ = ['EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'write_atomic', 'redraws',
-           'write_json', 'read_json', 'content_hash']
+__all__ = ['EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'seed_at', 'write_atomic',
+           'redraws', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/method/00_core.ipynb #29d2005
 class EdgenesError(ValueError):
@@ -102,6 +102,14 @@ def stream(
     import torch
 
     return torch.Generator(device).manual_seed(derive_seed(*name))
+
+
+def seed_at(
+    seed: int,  # of an experiment
+    place: int = 0,  # of a run among those that belong to the seed, below 1000
+) -> int:
+    """The seed of one of the runs of an experiment, short enough to be read in its record."""
+    return 1000 * seed + place
 
 # %% ../nbs/method/00_core.ipynb #29d2021
 def write_atomic(

@@ -17,7 +17,7 @@ from edgenes.core import EdgenesError, read_json, write_atomic, write_json
 from edgenes.experiments import control, quality, registry
 from edgenes.genotype import SearchSpace
 from edgenes.report.frames import calibration_errors, calibration_table, hypernetwork_records
-from edgenes.study import tasks
+from edgenes.study import searches, tasks
 from edgenes.study.records import Records, all_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,7 +182,7 @@ def test_a_hypernetwork_of_another_size():
         },
         "results": {"structure": {"vectors": [[0.0]], "segments": [0.0]}},
     }
-    TRIED.refused("record", tasks.hypernetwork_of, record)
+    TRIED.refused("record", searches.hypernetwork_of, record)
 
 
 def test_published_figures_that_are_damaged(tmp_path):

@@ -15,7 +15,7 @@ from edgenes.neighbours import random_genotype
 from edgenes.readers import load_data
 from edgenes.retraining import predict, retrain
 from edgenes.search import search_darts, train_hypernetwork
-from edgenes.study import pipeline, tasks
+from edgenes.study import pipeline, searches
 from edgenes.study.profiles import get_profile
 from edgenes.study.workspace import open_workspace
 from edgenes.training import DiskCheckpoint, WeightOptimiser
@@ -110,9 +110,9 @@ def test_a_want_of_memory(error, tmp_path, monkeypatch):
     def run(*_):
         raise error
 
-    monkeypatch.setattr(tasks.DartsSearch, "run", run)
+    monkeypatch.setattr(searches.DartsSearch, "run", run)
     workspace = open_workspace(get_profile("smoke"), tmp_path, device="cpu")
-    plan = (needs for needs in [[tasks.DartsSearch(0)]])
+    plan = (needs for needs in [[searches.DartsSearch(0)]])
     with in_time(), pytest.raises(EdgenesError) as refusal:
         pipeline.run(workspace, [plan], workers=1, progress=False)
     check_one_line(str(refusal.value))

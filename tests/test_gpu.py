@@ -34,7 +34,7 @@ from edgenes.hypernetwork import Hypernetwork
 from edgenes.neighbours import random_genotype
 from edgenes.study import pipeline
 from edgenes.study.profiles import get_profile
-from edgenes.study.tasks import DartsSearch
+from edgenes.study.searches import DartsSearch
 from edgenes.study.workspace import default_workers, open_workspace
 from edgenes.supernet import Supernet
 

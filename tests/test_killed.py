@@ -24,10 +24,11 @@ from edgenes.genotype import SearchSpace
 from edgenes.neighbours import random_genotype
 from edgenes.readers import load_data
 from edgenes.retraining import DiscreteSettings, RetrainSettings, retrain
-from edgenes.study import tasks
+from edgenes.study import evaluation, retrainings, searches, tasks
 from edgenes.study.pipeline import run
 from edgenes.study.profiles import PROFILES
-from edgenes.study.tasks import DartsSearch, run_task
+from edgenes.study.searches import DartsSearch
+from edgenes.study.tasks import run_task
 from edgenes.study.workspace import open_workspace
 from edgenes.training import DiskCheckpoint, WeightOptimiser
 
@@ -35,14 +36,15 @@ KILLS = 50  # at moments by chance
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Moments that are too short for a clock to hit, in the order of the pipeline: predictions and what
 # is written of them, selection, screening, records.
-MOMENTS = (
-    "write_record",
-    "predict",
-    "save_weights",
-    "save_predictions",
-    "select",
-    "fit_temperature",
-    "inherited_loss",
+MOMENTS = (  # in their order
+    (tasks, "write_record"),
+    (searches, "save_weights"),
+    (retrainings, "predict"),
+    (retrainings, "save_weights"),
+    (retrainings, "save_predictions"),
+    (evaluation, "select"),
+    (evaluation, "fit_temperature"),
+    (searches, "inherited_loss"),
 )
 
 
@@ -71,16 +73,16 @@ def pipeline(folder):
     run(workspace, plans, workers=1, progress=False)
 
 
-def pipeline_killed_at(folder, name, after):
-    """The pipeline, killed when it first calls a function of `tasks`, or when that comes back."""
-    real = getattr(tasks, name)
+def pipeline_killed_at(folder, module, name, after):
+    """The pipeline, killed when a module first calls a function, or when that comes back."""
+    real = getattr(module, name)
 
     def deadly(*args, **kwargs):
         if after:
             real(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(tasks, name, deadly)
+    setattr(module, name, deadly)
     pipeline(folder)
 
 
@@ -127,9 +129,9 @@ def kill_by_chance(folder, chance, seconds, kills):
 def kill_at_every_moment(folder, kills):
     """Kills the pipeline before and after the first call at each of the short moments."""
     context = multiprocessing.get_context("fork")
-    for name in MOMENTS:
+    for module, name in MOMENTS:
         for after in (False, True):
-            process = context.Process(target=pipeline_killed_at, args=(folder, name, after))
+            process = context.Process(target=pipeline_killed_at, args=(folder, module, name, after))
             process.start()
             process.join()
             assert process.exitcode == -signal.SIGKILL, f"the pipeline ended without {name}"

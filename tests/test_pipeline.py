@@ -25,12 +25,12 @@ from edgenes.experiments.registry import (
 )
 from edgenes.report.frames import system_records
 from edgenes.study.costs import measure
+from edgenes.study.evaluation import EnsembleRun
 from edgenes.study.forecast import imagined
 from edgenes.study.pipeline import Progress, run
 from edgenes.study.profiles import PROFILES, get_profile
 from edgenes.study.records import Records, all_records
 from edgenes.study.systems import system_plan
-from edgenes.study.tasks import EnsembleRun
 from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
 ROOT = Path(__file__).parent.parent

@@ -35,7 +35,7 @@ from edgenes.bench.gpu_speed import (
 from .gpu_workers import side_by_side
 from .measure import machine
 from ..bilevel import SearchSettings, SupernetSettings
-from ..core import EdgenesError, read_json, require, stream, write_json
+from ..core import EdgenesError, read_json, require, seed_at, stream, write_json
 from ..device import compute_seconds, pick_device
 from ..ensembles import select
 from ..genotype import SearchSpace
@@ -46,18 +46,16 @@ from ..search import search_darts, train_hypernetwork
 from ..study import pipeline
 from ..study.profiles import Profile, get_profile
 from ..study.records import Record, provenance
-from ..study.systems import candidate_pool, system_plan
-from edgenes.study.tasks import (
+from ..study.retrainings import Evolution, Retraining
+from edgenes.study.searches import (
     DartsSearch,
-    Evolution,
     HypernetworkTraining,
-    Plan,
-    Retraining,
     Screening,
-    Task,
     inherited_loss,
     screened_lambdas,
 )
+from ..study.systems import candidate_pool, system_plan
+from ..study.tasks import Plan, Task
 from ..study.workspace import RecordedWorkspace, Workspace, open_workspace
 from ..training import count_steps
 
@@ -245,7 +243,7 @@ def _visited(task: Evolution, workspace: Workspace) -> list[Retraining]:
     shared = max(profile.budget.members + 1, profile.sizes.free_pool // 2)
     visited = []
     for place in range(profile.sizes.free_pool):
-        seed = 1000 * task.seed + place
+        seed = seed_at(task.seed, place)
         genotype = random_genotype(profile.space, seed + (0 if place < shared else 10**6))
         visited.append(Retraining(seed, genotype))
     return visited

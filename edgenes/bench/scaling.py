@@ -23,7 +23,7 @@ from ..core import EdgenesError, require, write_atomic, write_json
 from ..experiments.registry import experiment, experiments_of
 from ..study.profiles import get_profile
 from ..study.records import Records, provenance
-from ..study.tasks import KINDS, Plan
+from ..study.tasks import Plan
 from ..study.workspace import RecordedWorkspace
 
 # %% auto #0
@@ -126,7 +126,7 @@ def _steps_of(
             if record is None:
                 raise EdgenesError(f"{name} is not in {workspace.results}: run the profile first")
             if name not in seconds:
-                seconds[name] = KINDS[task.kind].cost(record, records)
+                seconds[name] = task.cost(record, records)
             names.append(name)
             answer.append(record)
         steps.append(names)

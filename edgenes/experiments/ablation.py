@@ -35,9 +35,10 @@ from edgenes.statistics import (
     spearman,
     verdict,
 )
+from ..study.evaluation import EnsembleRun
 from ..study.records import Record, Records, all_records
 from ..study.systems import ensemble, network_at_lambda, system_plan
-from ..study.tasks import EnsembleRun, Plan, candidates_of
+from ..study.tasks import Plan, candidates_of
 from ..study.workspace import Workspace
 
 TITLE = "Ablations: printed formulas, margin, forward pass, inputs, selection"

@@ -28,11 +28,12 @@ from ..report.phrases import counted, listed
 from ..report.plots import figure, interval_bar
 from ..report.result import Result
 from ..statistics import MARGINS, holm, paired_tests, summary, verdict
+from ..study.evaluation import EnsembleRun
 from ..study.profiles import Profile
 from ..study.records import Records
 from ..study.stages import nearest, trainings_of
 from ..study.systems import ensemble, trained
-from ..study.tasks import EnsembleRun, Plan
+from ..study.tasks import Plan
 from ..study.workspace import Workspace
 
 TITLE = "Hatched members at equal cost"

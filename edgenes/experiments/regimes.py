@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..algorithm import Candidate
+from ..core import seed_at
 from ..genotype import Genotype
 from ..neighbours import deviate
 from edgenes.report.frames import (
@@ -31,9 +32,11 @@ from ..report.plots import figure
 from ..report.result import Result
 from ..retraining import RetrainSettings
 from ..statistics import seeds_to_decide, summary
+from ..study.evaluation import EnsembleRun
 from ..study.records import Records
+from ..study.retrainings import Retraining
 from ..study.systems import ensemble, searched
-from ..study.tasks import EnsembleRun, Plan, Retraining
+from ..study.tasks import Plan
 from ..study.workspace import Workspace
 
 TITLE = "F5: when does diversity pay?"
@@ -63,7 +66,7 @@ def members_of(
     seed: int,
 ) -> list[Genotype]:
     """The architectures of the members at one lambda: copies of alpha* where lambda is Lambda."""
-    return [deviate(optimum, lam, 1000 * seed + 10 * lam + place) for place in range(MEMBERS)]
+    return [deviate(optimum, lam, seed_at(seed, 10 * lam + place)) for place in range(MEMBERS)]
 
 
 def ensemble_at(
@@ -76,7 +79,7 @@ def ensemble_at(
     (optimum,) = yield from searched(workspace, seed)
     settings = settings_of(workspace.profile.budget.retrain, epochs)
     trainings = tuple(
-        Retraining(1000 * seed + place, genotype, settings)
+        Retraining(seed_at(seed, place), genotype, settings)
         for place, genotype in enumerate(members_of(optimum.genotype, lam, seed))
     )
     task = EnsembleRun(

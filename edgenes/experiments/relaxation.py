@@ -29,9 +29,10 @@ from ..report.phrases import counted, listed, mean_with_interval
 from ..report.plots import figure, seed_line_styles
 from ..report.result import Result
 from ..statistics import FEWEST_FOR_INTERVAL, calibration_error, holm, paired_tests, verdict
+from ..study.evaluation import EnsembleRun
 from ..study.records import Records
 from ..study.systems import ensemble, searched, spread_lambdas, trained
-from ..study.tasks import EnsembleRun, Plan
+from ..study.tasks import Plan
 from ..study.workspace import Workspace
 
 TITLE = "The sampled relaxation at equal seconds"

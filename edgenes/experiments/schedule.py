@@ -16,6 +16,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..algorithm import Candidate
+from ..core import seed_at
 from ..neighbours import random_genotype
 from edgenes.report.frames import (
     accuracy_of,
@@ -31,9 +32,11 @@ from ..report.plots import figure, mean_line
 from ..report.result import Result
 from ..retraining import RetrainSettings
 from ..statistics import paired_tests, verdict
+from ..study.evaluation import EnsembleRun
 from ..study.records import Records
+from ..study.retrainings import Retraining
 from ..study.systems import ensemble
-from ..study.tasks import EnsembleRun, Plan, Retraining
+from ..study.tasks import Plan
 from ..study.workspace import Workspace
 
 TITLE = "Schedules of the step size"
@@ -76,15 +79,15 @@ def trained_network(
     epochs: int,
 ) -> Plan:
     """Plan of one network; returns its record."""
-    genotype = random_genotype(workspace.profile.space, 1000 * seed)
+    genotype = random_genotype(workspace.profile.space, seed_at(seed))
     settings = settings_of(workspace.profile.budget.retrain, name, epochs)
     task = EnsembleRun(
         experiment="schedule",
         system=name,
         seed=seed,
-        pool=(Candidate(genotype, 1000 * seed),),
+        pool=(Candidate(genotype, seed_at(seed)),),
         point=(("epochs", epochs),),
-        trainings=(Retraining(1000 * seed, genotype, settings),),
+        trainings=(Retraining(seed_at(seed), genotype, settings),),
     )
     return (yield from ensemble(workspace, task))
 

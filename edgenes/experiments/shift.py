@@ -21,9 +21,10 @@ from ..report.phrases import agreeing, counted, mean_with_interval
 from ..report.plots import figure
 from ..report.result import Result
 from ..statistics import FEWEST_FOR_INTERVAL, MARGINS, holm, paired_tests, summary, verdict
+from ..study.evaluation import ShiftRun
 from ..study.records import Record, Records, all_records
 from ..study.systems import ensemble, system_plan
-from ..study.tasks import Plan, ShiftRun, candidates_of
+from ..study.tasks import Plan, candidates_of
 from ..study.workspace import Workspace
 
 TITLE = "Shift: the same ensembles on corrupted images"

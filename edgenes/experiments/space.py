@@ -21,6 +21,7 @@ from matplotlib.patches import Ellipse
 from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS
 
+from ..core import seed_at
 from ..genotype import Genotype, SearchSpace
 from ..neighbours import deviate, random_genotype
 from ..report.frames import hypernetwork_records
@@ -29,7 +30,8 @@ from ..report.plots import figure, offsets, seed_styles
 from ..report.result import Result
 from ..statistics import summary
 from ..study.records import Records
-from ..study.tasks import Plan, hypernetwork_of, optimum_in
+from ..study.searches import hypernetwork_of, optimum_in
+from ..study.tasks import Plan
 from ..study.workspace import Workspace
 
 TITLE = "F1: the space of architectures"
@@ -82,7 +84,7 @@ def cloud(
     """
     top = optimum.space.max_shared
     drawn = [
-        deviate(optimum, shared, 1000 * seed + i)
+        deviate(optimum, shared, seed_at(seed, i))
         for shared in range(top)
         for i in range(per_distance)
     ]

@@ -25,9 +25,10 @@ from ..report.plots import figure, mean_line
 from ..report.result import Result
 from ..search import lambda_grid
 from ..statistics import FEWEST_FOR_INTERVAL, auc, holm, paired_tests, verdict
+from ..study.evaluation import EnsembleRun
 from ..study.records import Record, Records
 from ..study.systems import ensemble, searched, spread_lambdas, trained
-from ..study.tasks import EnsembleRun, Plan, genotype_of
+from ..study.tasks import Plan, genotype_of
 from ..study.workspace import Workspace
 
 TITLE = "F2: ensemble accuracy along the search"

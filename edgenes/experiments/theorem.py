@@ -26,9 +26,10 @@ from ..report.phrases import counted, few_seeds, interval_in_words
 from ..report.plots import figure, mean_line, offsets, seed_styles
 from ..report.result import Result
 from ..statistics import paired_tests, summary, verdict
+from ..study.evaluation import EnsembleRun
 from ..study.records import Record, Records, all_records
 from ..study.systems import ensemble, system_plan
-from ..study.tasks import EnsembleRun, Plan, candidates_of, genotype_of
+from ..study.tasks import Plan, candidates_of, genotype_of
 from ..study.workspace import Workspace
 from edgenes.theorem import (
     DISTRIBUTIONS,

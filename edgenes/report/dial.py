@@ -21,7 +21,7 @@ from .phrases import interval_in_words
 from .plots import Picture
 from ..statistics import summary
 from ..study.records import Records
-from ..study.tasks import hypernetwork_of, optimum_in
+from ..study.searches import hypernetwork_of, optimum_in
 
 # %% auto #0
 __all__ = ['Position', 'positions', 'caption', 'picture', 'small_multiples']

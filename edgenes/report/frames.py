@@ -14,9 +14,10 @@ import pandas as pd
 from ..core import read_json, require
 from .phrases import agreeing, counted, listed
 from ..statistics import calibration_error, spearman, summary
+from ..study.evaluation import EnsembleRun
 from ..study.profiles import PROFILES, Profile
 from ..study.records import Records, all_records
-from ..study.tasks import EnsembleRun, HypernetworkTraining
+from ..study.searches import HypernetworkTraining
 
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'accuracy_of', 'spread_of', 'system_records', 'system_frame', 'hypernetwork_records',

@@ -11,20 +11,23 @@ import pandas as pd
 
 from .phrases import counted
 from .result import Result
+from ..study.evaluation import EnsembleRun, ShiftRun
 from ..study.records import Records, all_records
-from ..study.tasks import KINDS
+from ..study.retrainings import Retraining
+from ..study.searches import DartsSearch, HypernetworkTraining, Screening
+from ..study.tasks import Task
 
 # %% auto #0
 __all__ = ['hours_table', 'hours_result']
 
 # %% ../../nbs/report/hours.ipynb #hours005
-_WORDS = {
-    "darts": "search for alpha*",
-    "hypernetwork": "training of the hypernetwork",
-    "screening": "screening of candidates",
-    "retraining": "retraining of one network",
-    "system": "selection and metrics of one ensemble",
-    "shift": "predictions on corrupted images",
+_WORDS: dict[type[Task], str] = {
+    DartsSearch: "search for alpha*",
+    HypernetworkTraining: "training of the hypernetwork",
+    Screening: "screening of candidates",
+    Retraining: "retraining of one network",
+    EnsembleRun: "selection and metrics of one ensemble",
+    ShiftRun: "predictions on corrupted images",
 }
 
 
@@ -33,14 +36,14 @@ def hours_table(
 ) -> pd.DataFrame:
     """Number of runs, median seconds and hours in all, by kind of run and number of epochs."""
     rows = []
-    for kind, words in _WORDS.items():
-        for record in all_records(records, kind):
+    for task, words in _WORDS.items():
+        for record in all_records(records, task.kind):
             settings = record["inputs"].get("settings", {})
             rows.append(
                 {
                     "run": words,
-                    "epochs": settings.get("epochs") if KINDS[kind].noun else None,
-                    "seconds": KINDS[kind].cost(record, records),
+                    "epochs": settings.get("epochs") if task.noun else None,
+                    "seconds": task.cost(record, records),
                 }
             )
     columns = ["run", "epochs", "runs", "median_seconds", "hours"]
@@ -60,7 +63,7 @@ def hours_result(
     table = hours_table(records)
     runs = int(table["runs"].sum())
     hours = float(table["hours"].sum())
-    sources = [record for kind in _WORDS for record in all_records(records, kind)]
+    sources = [record for task in _WORDS for record in all_records(records, task.kind)]
     on = _processors(sources)
     sentence = f"{counted(runs, 'run')} took {hours:.1f} hours of computing in all{on}."
     return Result([sentence], {"hours": table}, sources=sources, title="The hours that it took")

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 from ..algorithm import draw_lambdas, with_retraining_seeds
-from ..core import EdgenesError
+from ..core import EdgenesError, seed_at
 from ..neighbours import random_genotype
 from .pipeline import run
 from edgenes.study.records import (
@@ -26,8 +26,10 @@ from edgenes.study.records import (
     register_check,
     write_record,
 )
+from .retrainings import Retraining, retrainings_of
+from .searches import DartsSearch, HypernetworkTraining, Screening
 from .systems import search_counts, trained
-from .tasks import KINDS, Plan, Screening, retrainings_of
+from .tasks import Plan
 from .workspace import Workspace
 from ..training import describe_settings
 
@@ -35,7 +37,9 @@ from ..training import describe_settings
 __all__ = ['TIMED_KINDS', 'one_of_each', 'measure', 'timings', 'costs_of', 'cost_sentence']
 
 # %% ../../nbs/study/costs.ipynb #26c0005
-TIMED_KINDS = tuple(kind for kind, task in KINDS.items() if task.noun)
+TIMED_KINDS = {
+    task.kind: task for task in (DartsSearch, HypernetworkTraining, Screening, Retraining)
+}
 
 
 def one_of_each(
@@ -53,7 +57,7 @@ def one_of_each(
     yield [Screening(seed, parts.optimum.genotype)]
     lambdas = draw_lambdas(profile.space.max_shared, count, seed)
     sampled = [parts.hypernetwork.sample(lam) for lam in lambdas]
-    random = [random_genotype(profile.space, 1000 * seed + place) for place in range(count)]
+    random = [random_genotype(profile.space, seed_at(seed, place)) for place in range(count)]
     yield retrainings_of(with_retraining_seeds(seed, [*sampled, *random]))
 
 
@@ -88,7 +92,7 @@ def _seconds_by_kind(workspace: Workspace) -> dict[str, list[float]]:
     trial_seconds = 0.0
     for kind in TIMED_KINDS:
         for record in all_records(records, kind):
-            cost = KINDS[kind].cost(record, records)
+            cost = TIMED_KINDS[kind].cost(record, records)
             if kind == "retraining" and record["inputs"]["settings"] != usual:
                 trial_seconds += cost
             else:
@@ -155,7 +159,7 @@ def costs_of(
 def _timing_in_words(seconds: dict[str, list[float]]) -> str:
     """The mean of each kind, and the spread of the retrainings, of which there are several."""
     means = [
-        f"a {KINDS[kind].noun} {mean(seconds[kind]):.0f}"
+        f"a {TIMED_KINDS[kind].noun} {mean(seconds[kind]):.0f}"
         for kind in TIMED_KINDS
         if kind != "retraining"
     ]

@@ -19,28 +19,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..core import redraws
+from ..core import redraws, seed_at
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..neighbours import random_genotype
 from .corruptions import CORRUPTIONS, SEVERITIES
+from .evaluation import EnsembleRun, ShiftRun
 from .records import Record
-from edgenes.study.tasks import (
+from .retrainings import Evolution, Retraining, Trial
+from edgenes.study.searches import (
     DartsSearch,
-    EnsembleRun,
-    Evolution,
     HypernetworkTraining,
-    Plan,
-    Retraining,
     Screening,
-    ShiftRun,
-    Task,
-    Trial,
-    checkpoint_of,
     screened_lambdas,
     space_of,
     varied_settings,
 )
+from .tasks import Plan, Task, checkpoint_of
 from .workspace import Workspace
 
 # %% auto #0
@@ -60,7 +55,7 @@ def _edges(genotype: Genotype) -> list[Any]:
 @_imagined_results.register
 def _(task: DartsSearch, workspace: Workspace) -> dict[str, Any]:
     space = space_of(workspace.profile, task.variant)
-    seed = 1000 * task.seed + task.index
+    seed = seed_at(task.seed, task.index)
     genotype = random_genotype(space, seed)
     size = sum(prod(shape) for shape in space.shapes)
     entry = {"genotypes": [_edges(genotype)], "seconds": 0.0}
@@ -112,7 +107,7 @@ def _(task: Screening, workspace: Workspace) -> dict[str, Any]:
 @_imagined_results.register
 def _(task: Evolution, workspace: Workspace) -> dict[str, Any]:
     profile = workspace.profile
-    seeds = [1000 * task.seed + place for place in range(profile.sizes.free_pool)]
+    seeds = [seed_at(task.seed, place) for place in range(profile.sizes.free_pool)]
     return {"pool": [[_edges(random_genotype(profile.space, seed)), seed] for seed in seeds]}
 
 

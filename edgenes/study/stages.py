@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..core import EdgenesError
+from ..core import EdgenesError, seed_at
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 from ..retraining import RetrainSettings
 from .profiles import Profile
-from .tasks import Retraining
+from .retrainings import Retraining
 
 # %% auto #0
 __all__ = ['MEMBERS_SHARE', 'PATH_STEPS', 'StageEpochs', 'split_epochs', 'trunk', 'hatched', 'chained', 'averaged', 'independent',
@@ -65,7 +65,7 @@ def trunk(
 ) -> Retraining:
     """alpha* at a constant step size: what members start from."""
     own = _with_schedule(settings, epochs, "constant", is_start=True)
-    return Retraining(1000 * seed, optimum, own)
+    return Retraining(seed_at(seed), optimum, own)
 
 
 def hatched(
@@ -80,7 +80,7 @@ def hatched(
     parent = trunk(settings, optimum, seed, split.trunk)
     own = _with_schedule(settings, split.member, settings.optimiser.schedule)
     return tuple(
-        Retraining(1000 * seed + 1 + place, genotype, own, parent)
+        Retraining(seed_at(seed, 1 + place), genotype, own, parent)
         for place, genotype in enumerate(genotypes)
     )
 
@@ -98,7 +98,7 @@ def chained(
     members = []
     parent = trunk(settings, optimum, seed, split.trunk)
     for place, genotype in enumerate(genotypes):
-        parent = Retraining(1000 * seed + 1 + place, genotype, own, parent)
+        parent = Retraining(seed_at(seed, 1 + place), genotype, own, parent)
         members.append(parent)
     return tuple(members)
 
@@ -114,7 +114,9 @@ def averaged(
     split = split_epochs(epochs, members)
     steady = _with_schedule(settings, members * split.member, "constant", lr_factor=0.5)
     own = replace(steady, average_from=0.0)
-    return (Retraining(1000 * seed + 1, optimum, own, trunk(settings, optimum, seed, split.trunk)),)
+    return (
+        Retraining(seed_at(seed, 1), optimum, own, trunk(settings, optimum, seed, split.trunk)),
+    )
 
 
 def independent(
@@ -126,7 +128,7 @@ def independent(
     """Members that train from scratch, for an equal share of the epochs each."""
     own = replace(settings, epochs=max(1, epochs // len(genotypes)))
     return tuple(
-        Retraining(1000 * seed + place, genotype, own) for place, genotype in enumerate(genotypes)
+        Retraining(seed_at(seed, place), genotype, own) for place, genotype in enumerate(genotypes)
     )
 
 
@@ -140,7 +142,7 @@ def widened(
     """One network with twice the channels, and with as many epochs as the cost allows."""
     network = replace(settings.network, channels=2 * settings.network.channels)
     own = replace(settings, network=network, epochs=max(1, round(percent / 100 * epochs)))
-    return (Retraining(1000 * seed, genotype, own),)
+    return (Retraining(seed_at(seed), genotype, own),)
 
 # %% ../../nbs/study/stages.ipynb #stagesnamedc
 def trainings_of(

@@ -12,29 +12,24 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from ..algorithm import Candidate, draw_lambdas, with_retraining_seeds
-from ..core import EdgenesError
+from ..core import EdgenesError, seed_at
 from ..genotype import Genotype, SearchSpace
 from ..hypernetwork import Hypernetwork
 from ..neighbours import deviate, random_genotype
+from .evaluation import EnsembleRun, ShiftRun
 from .profiles import Profile
 from .records import Record
-from .stages import nearest, trainings_of
-from edgenes.study.tasks import (
+from .retrainings import Evolution, Retraining, Trial
+from edgenes.study.searches import (
     DartsSearch,
-    EnsembleRun,
-    Evolution,
     HypernetworkTraining,
-    Plan,
-    Retraining,
     Screening,
-    ShiftRun,
-    Trial,
-    candidates_of,
-    genotype_of,
     hypernetwork_of,
     optimum_of,
     space_of,
 )
+from .stages import nearest, trainings_of
+from .tasks import Plan, candidates_of, genotype_of
 from .workspace import Workspace
 
 # %% auto #0
@@ -89,7 +84,7 @@ def _best_of_each(
     settings = replace(workspace.profile.budget.retrain, epochs=TRIAL_EPOCHS)
     genotypes = [optimum_of(record, space) for record in records]
     trials = yield [
-        Trial(1000 * seed + place, genotype, settings) for place, genotype in enumerate(genotypes)
+        Trial(seed_at(seed, place), genotype, settings) for place, genotype in enumerate(genotypes)
     ]
     optima = workspace.profile.sizes.optima
     best = []
@@ -206,7 +201,7 @@ def deviation_at_lambda(
     """Plan of a random genotype that shares lambda edges with alpha*; returns its record."""
     (optimum,) = yield from searched(workspace, seed)
     alpha = optimum.genotype
-    genotype = deviate(alpha, lam, 1000 * seed + lam)
+    genotype = deviate(alpha, lam, seed_at(seed, lam))
     return (
         yield from single_network(
             workspace, seed, experiment, system, lam, alpha, genotype, optimum.seconds
@@ -233,7 +228,7 @@ class Pool(NamedTuple):
 
 def _random_pool(workspace: Workspace, seed: int, count: int) -> Pool:
     space = workspace.profile.space
-    genotypes = [random_genotype(space, 1000 * seed + place) for place in range(count)]
+    genotypes = [random_genotype(space, seed_at(seed, place)) for place in range(count)]
     return Pool(with_retraining_seeds(seed, genotypes))
 
 
@@ -259,7 +254,7 @@ def _deviation_pool(workspace: Workspace, seed: int) -> Plan:
     (optimum,) = yield from searched(workspace, seed)
     lambdas = _candidate_lambdas(workspace.profile, seed)
     genotypes = [
-        deviate(optimum.genotype, round(lam), 1000 * seed + place)
+        deviate(optimum.genotype, round(lam), seed_at(seed, place))
         for place, lam in enumerate(lambdas)
     ]
     return Pool(with_retraining_seeds(seed, genotypes), optimum.seconds)
