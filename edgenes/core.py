@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import; a help text or an error should not wait for it
 
 # %% auto #0
-__all__ = ['EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'seed_at', 'write_atomic',
-           'redraws', 'write_json', 'read_json', 'content_hash']
+__all__ = ['printable', 'EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'seed_at',
+           'write_atomic', 'redraws', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/method/00_core.ipynb #29d2005
+def printable(
+    text: str,  # as a file or somebody else has it
+) -> str:
+    """The text with unprintable characters escaped: none of it can control a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class EdgenesError(ValueError):
     """Bad input or a broken environment, described in one line.
 
@@ -31,8 +38,7 @@ class EdgenesError(ValueError):
 
     def __init__(self, message: str) -> None:
         line = " ".join(str(message)[:2000].split())
-        safe = (char if char.isprintable() else ascii(char)[1:-1] for char in line)
-        super().__init__("".join(safe))
+        super().__init__(printable(line))
 
 
 class Diverged(EdgenesError):

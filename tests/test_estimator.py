@@ -23,9 +23,10 @@ from edgenes import EdgeNES
 from edgenes.algorithm import Candidate
 from edgenes.core import EdgenesError, content_hash, write_atomic, write_json
 from edgenes.estimator import estimator, saved
-from edgenes.estimator.fit import FitProgress, run_retraining
+from edgenes.estimator.fit import run_retraining
 from edgenes.estimator.members import FitParameters
 from edgenes.estimator.planning import clock_of_budgets, plan_fit
+from edgenes.estimator.progress import FitProgress
 from edgenes.neighbours import random_genotype
 from edgenes.readers import load_data
 

@@ -202,6 +202,7 @@ def test_two_workers_give_the_records_of_one(tmp_path):
 COUNTED = """
 import sys
 from edgenes.cli.main import main
+from edgenes.study import systems  # loads all kinds
 from edgenes.study.tasks import KINDS
 
 log = sys.argv.pop(1)

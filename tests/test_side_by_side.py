@@ -24,8 +24,8 @@ from edgenes.algorithm import Candidate
 from edgenes.core import Diverged, EdgenesError, content_hash
 from edgenes.data import Split
 from edgenes.discrete import DiscreteNetwork
+from edgenes.estimator.candidates import Job, Training, _train_elsewhere, train_all
 from edgenes.estimator.card import model_card
-from edgenes.estimator.fit import FitProgress, Job, Training, _train_elsewhere, train_all
 from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
@@ -33,6 +33,7 @@ from edgenes.estimator.members import (
     member_probabilities,
 )
 from edgenes.estimator.planning import OPERATIONS_OF_SPACES, choose_strategy, plan_fit
+from edgenes.estimator.progress import FitProgress
 from edgenes.estimator.saved import export_ensemble, load_ensemble, save_ensemble
 from edgenes.estimator.workers import Workers
 from edgenes.genotype import Edge, Genotype, SearchSpace

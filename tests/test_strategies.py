@@ -16,13 +16,8 @@ from edgenes import EdgeNES
 from edgenes.algorithm import Candidate
 from edgenes.core import EdgenesError, content_hash
 from edgenes.estimator import estimator, fit
-from edgenes.estimator.fit import (
-    FitProgress,
-    Training,
-    load_metrics,
-    near_optimum,
-    train_candidate,
-)
+from edgenes.estimator.candidates import Training, train_candidate
+from edgenes.estimator.fit import load_metrics, near_optimum
 from edgenes.estimator.members import FitParameters
 from edgenes.estimator.planning import (
     HATCHING_PASSES,
@@ -32,6 +27,7 @@ from edgenes.estimator.planning import (
     hatching,
     plan_fit,
 )
+from edgenes.estimator.progress import FitProgress
 from edgenes.genotype import SearchSpace
 from edgenes.hypernetwork import Hypernetwork
 from edgenes.neighbours import random_genotype

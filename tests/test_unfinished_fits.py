@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from edgenes import EdgeNES
 from edgenes.core import EdgenesError
-from edgenes.estimator import fit, unfinished
+from edgenes.estimator import fit, notes, progress, unfinished
 from edgenes.estimator.planning import clock_of_budgets
 from edgenes.estimator.unfinished import TrainingCheckpoint
 
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_does_not_end_a_fit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("budget", [{"search_steps": 64, "epochs": 12}, {"time_budget": 12}])
 def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
     seen = []
-    real = fit.FitProgress.show
+    real = progress.FitProgress.show
 
     def show(self):
         real(self)
@@ -189,7 +189,7 @@ def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
         left = self.forecast.left() if self.seconds is None else self.seconds - gone
         seen.append((gone, left, self.bar.n))
 
-    monkeypatch.setattr(fit.FitProgress, "show", show)
+    monkeypatch.setattr(progress.FitProgress, "show", show)
     fit.load_metrics()
     start = time.process_time()
     with clock_of_budgets(time.process_time):
@@ -213,10 +213,10 @@ def test_the_bar_tells_the_time_that_is_left(monkeypatch, budget, capsys):
 
 
 def test_on_a_terminal_the_bar_stays_on_its_line(monkeypatch, capsys):
-    monkeypatch.setattr(fit, "redraws", lambda stream: True)
-    with fit.FitProgress(10, verbose=1) as progress:
-        progress.begin("search")
-        progress.on_epoch(1, 2)
+    monkeypatch.setattr(progress, "redraws", lambda stream: True)
+    with progress.FitProgress(10, verbose=1) as shown_progress:
+        shown_progress.begin("search")
+        shown_progress.on_epoch(1, 2)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "search:  0% [00:00, 00:" in shown
@@ -239,10 +239,10 @@ def test_members_of_one_architecture_are_told_first(tmp_path, capsys):
 
 
 def test_a_short_budget_says_how_many_seconds_would_do():
-    assert fit.enough_for_fresh_edges(60, 18.5) == "about 150 seconds"
-    assert fit.enough_for_fresh_edges(2, 0.01) == "about 9000 seconds"
-    assert fit.enough_for_fresh_edges(2, -1) == "more seconds"
-    assert fit.enough_for_fresh_edges(None, None) == "45 epochs"
+    assert notes.enough_for_fresh_edges(60, 18.5) == "about 150 seconds"
+    assert notes.enough_for_fresh_edges(2, 0.01) == "about 9000 seconds"
+    assert notes.enough_for_fresh_edges(2, -1) == "more seconds"
+    assert notes.enough_for_fresh_edges(None, None) == "45 epochs"
 
 
 # ---------------------------------------------------------------- sure and unsure

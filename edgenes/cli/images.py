@@ -22,9 +22,10 @@ from ..core import EdgenesError, check_int, read_json, require, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
+    from edgenes.estimator.problems import Problem
 
     from edgenes.estimator import EdgeNES
-    from edgenes.estimator.pictures import PictureSettings, Problem
+    from edgenes.estimator.pictures import PictureSettings
 
 # %% auto #0
 __all__ = ['Pictures', 'ImageSize', 'Resize', 'Channels', 'Unreadable', 'Saved', 'Device', 'Quiet', 'Flip', 'Relaxation',
@@ -72,7 +73,8 @@ def check(
 
     The exit code is 1 where a fit would be refused.
     """
-    from edgenes.estimator.pictures import check_folder
+    from edgenes.estimator.problems import check_folder
+
     from edgenes.estimator.places import as_path
 
     settings = _picture_settings(image_size, resize, channels, unreadable)
@@ -304,7 +306,8 @@ def _output_folder(
 
 def _check_pictures(folder: Path, settings: PictureSettings) -> None:
     """What can be known of a folder at once. `EdgenesError` where a fit would be refused."""
-    from edgenes.estimator.pictures import check_folder, class_folder
+    from edgenes.estimator.folders import class_folder
+    from edgenes.estimator.problems import check_folder
 
     require(
         os.path.exists(folder),
@@ -350,7 +353,8 @@ def predict(
     The uncertainty is in nats: total = aleatoric (the picture is ambiguous) + epistemic (the
     members disagree).
     """
-    from edgenes.estimator.pictures import list_pictures
+    from edgenes.estimator.folders import list_pictures
+
     from edgenes.estimator.places import as_path, require_room
 
     folder = _saved_folder(ensemble)

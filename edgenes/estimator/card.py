@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 
 from .. import __version__
+from ..core import printable
 from ..drawing import plot_genotype
 from .members import FittedEnsemble
-from .pictures import printable
 from ..genotype import Genotype
 from ..metrics import MEANING
 

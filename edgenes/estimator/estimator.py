@@ -20,11 +20,19 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..core import EdgenesError, derive_seed, require, shown
+from ..core import EdgenesError, derive_seed, printable, require, shown
 from ..data import Data, Split, assemble, checked_split, draw_splits
 from ..device import pick_device
 from ..ensembles import average
 from .fit import fit_ensemble, load_metrics
+from edgenes.estimator.folders import (
+    class_folder,
+    holds_arrays,
+    list_classes,
+    list_pictures,
+    listing_of_files,
+)
+from .labels import label_text, look_alikes, match_labels
 from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
@@ -32,26 +40,10 @@ from edgenes.estimator.members import (
     encode_labels,
     member_probabilities,
 )
-from edgenes.estimator.pictures import (
-    LEAST_OF_A_CLASS,
-    Conversion,
-    Pictures,
-    PictureSettings,
-    class_folder,
-    holds_arrays,
-    label_text,
-    list_classes,
-    list_pictures,
-    listing_of_files,
-    look_alikes,
-    match_labels,
-    note_on_imbalance,
-    printable,
-    read_listing,
-    read_pictures,
-)
+from .pictures import Conversion, Pictures, PictureSettings, read_pictures
 from .places import as_path
 from .planning import now
+from .problems import LEAST_OF_A_CLASS, note_on_imbalance, read_listing
 from .saved import export_ensemble, load_ensemble, save_ensemble
 from .unfinished import Unfinished, identity_of_fit, remove_unfinished
 from ..genotype import Genotype

@@ -6,25 +6,20 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..algorithm import Candidate, draw_lambdas, with_retraining_seeds
 from ..bilevel import SearchSettings
-from ..core import derive_seed, redraws
+from ..core import derive_seed
 from ..data import Data, Split, downscale_data
-from ..discrete import DiscreteNetwork
 from ..ensembles import Selection, select
+from .candidates import Job, Trained, Training, train_all, train_candidate, warm_up
 from edgenes.estimator.members import (
     FitParameters,
     FittedEnsemble,
@@ -33,14 +28,12 @@ from edgenes.estimator.members import (
     member_probabilities,
     unsure_quantiles,
 )
-from .pictures import printable
+from .notes import ALIKE, enough_for_fresh_edges, notes_on_budget, notes_on_fit
 from edgenes.estimator.planning import (
-    HATCHING_PASSES,
     CandidateCost,
     EpochTimer,
     FitPlan,
     RetrainPlan,
-    Strategy,
     affordable_search_steps,
     choose_strategy,
     hypernetwork_steps,
@@ -53,200 +46,22 @@ from edgenes.estimator.planning import (
     steps_per_epoch,
     threads_for,
     time_search_step,
-    whole_epochs,
 )
-from .unfinished import TrainingCheckpoint, Unfinished, UnfinishedTraining
-from .workers import Task, Workers, count_workers
+from .progress import FitProgress, Phase
+from .unfinished import Unfinished
+from .workers import Workers, count_workers
 from ..genotype import Genotype, SearchSpace
 from ..hatching import hatch
 from ..hypernetwork import Hypernetwork
 from ..metrics import ensemble_metrics
 from ..neighbours import random_genotype
-from ..retraining import RetrainSettings, retrain
 from ..search import SearchResult, search_darts, train_hypernetwork
-from ..training import WeightOptimiser
 
 # %% auto #0
-__all__ = ['Phase', 'Forecast', 'FitProgress', 'guess_phases', 'SearchedStructures', 'run_searches', 'Training', 'Trained',
-           'train_candidate', 'Job', 'train_all', 'warm_up', 'TrainedCandidates', 'run_retraining', 'near_optimum',
-           'run_hatching', 'notes_on_fit', 'enough_for_fresh_edges', 'draw_candidates', 'load_metrics', 'fit_ensemble',
-           'notes_on_budget']
+__all__ = ['guess_phases', 'SearchedStructures', 'run_searches', 'TrainedCandidates', 'run_retraining', 'near_optimum',
+           'run_hatching', 'draw_candidates', 'load_metrics', 'fit_ensemble']
 
-# %% ../../nbs/estimator/fit.ipynb #dd47024
-class Phase(NamedTuple):
-    """A part of a fit that lies ahead."""
-
-    kind: str  # phases of one kind are guessed too high or too low by the same factor
-    seconds: float  # as a guess
-
-
-class Forecast:
-    """How many seconds are left of some phases, by guesses and by what was seen of them."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.ahead: list[Phase] = []  # the first one is under way
-        self.seen: dict[str, tuple[float, float]] = {}  # by kind: (seconds, seconds as guessed)
-        self._start = 0.0  # of the phase under way
-        self._before: int | None = None  # its epochs that were done when it began
-        self._epochs = 1  # that it has
-        self._share = 0.0  # of it that is done
-
-    def begin(self, ahead: Sequence[Phase]) -> None:
-        """A phase begins, and all before it have ended."""
-        self._count(self._share)
-        self.ahead = list(ahead)
-        self._start = self.clock()
-        self._before = None
-        self._share = 0.0
-
-    def on_epoch(self, done: int, epochs: int) -> None:
-        """An epoch of the phase under way has ended."""
-        if self._before is None:
-            self._before = done - 1
-        self._share = done / epochs
-        self._epochs = epochs
-
-    def _count(self, share: float) -> None:
-        """Adds what was seen of the phase under way to what is known of its kind."""
-        if self.ahead and self._before is not None:
-            kind, guess = self.ahead[0]
-            seconds, guessed = self.seen.get(kind, (0.0, 0.0))
-            fresh = share - self._before / self._epochs
-            took = self.clock() - self._start
-            self.seen[kind] = (seconds + took, guessed + fresh * guess)
-
-    def factor(self, kind: str) -> float:
-        """By what guesses of a kind must be multiplied."""
-        seconds, guessed = self.seen.get(kind, (0.0, 0.0))
-        if guessed == 0:
-            seconds, guessed = map(sum, zip(*self.seen.values())) if self.seen else (0.0, 0.0)
-        return seconds / guessed if guessed > 0 else 1.0
-
-    def left(self) -> float:
-        """Seconds from here to the end of the last phase."""
-        seen = dict(self.seen)
-        self._count(self._share)
-        try:
-            rest = [phase.seconds * self.factor(phase.kind) for phase in self.ahead]
-        finally:
-            self.seen = seen
-        return sum(rest) - self._share * rest[0] if rest else 0.0
-
-# %% ../../nbs/estimator/fit.ipynb #fitprogress
-class FitProgress:
-    """The clock, the progress bar and the expenses of one fit, as a context manager."""
-
-    def __init__(
-        self,
-        seconds: float | None = None,  # the time budget
-        verbose: int = 0,  # 0: silent, 1: a bar, 2: also one line per phase
-        unfinished: Unfinished | None = None,  # what is kept of the fit; None: nothing
-    ) -> None:
-        self.seconds = seconds
-        self.verbose = verbose
-        self.unfinished = unfinished or Unfinished()
-        self.read_seconds = 0.0  # that were gone before there were images
-        self.spent: dict[str, dict[str, Any]] = {}  # by phase, for the report
-        self.forecast = Forecast(now)
-        self.phase = "preparing"
-        self.is_drawn = bool(verbose) and redraws(sys.stderr)
-        self._told: tuple[str, int] | None = None  # phase and tenth of the last line of a log
-        self.bar = tqdm(total=1.0, disable=not self.is_drawn, bar_format="{desc}")
-
-    def __enter__(self) -> FitProgress:
-        self.show()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.close()
-
-    def count_reading(self) -> None:
-        """Notes how much time was gone before there were images. Only the rest is planned."""
-        self.read_seconds = self.unfinished.once(
-            "reading took", lambda: now() - self.unfinished.start
-        )
-
-    @property
-    def planned_seconds(self) -> float:
-        """What reading has left of the time budget; infinite without a time budget."""
-        return math.inf if self.seconds is None else max(0.0, self.seconds - self.read_seconds)
-
-    def moment(
-        self,
-        share: float,  # of the time that is planned
-    ) -> float:  # a time of `now`; infinite without a time budget
-        """When this share of the time that reading has left is gone."""
-        return self.unfinished.start + self.read_seconds + share * self.planned_seconds
-
-    def begin(
-        self,
-        phase: str,
-        ahead: Sequence[Phase] = (),  # this phase and all that follow it
-    ) -> None:
-        """Names the phase on the bar."""
-        self.forecast.begin(ahead)
-        self.phase = phase
-        self.show()
-
-    def on_epoch(
-        self,
-        done: int,  # epochs of the phase
-        epochs: int,  # that it has
-    ) -> None:
-        """Moves the bar."""
-        self.forecast.on_epoch(done, epochs)
-        self.show()
-
-    def show(self) -> None:
-        """Brings the bar up to date. It never goes back."""
-        spent = now() - self.unfinished.start
-        left = self.forecast.left() if self.seconds is None else max(0.0, self.seconds - spent)
-        share = spent / (spent + left) if spent + left > 0 else 1.0
-        text = f"{self.phase} [{tqdm.format_interval(spent)}]"
-        if self.seconds is not None or self.forecast.ahead:
-            self.bar.n = max(self.bar.n, share)
-            times = f"{tqdm.format_interval(spent)}, {tqdm.format_interval(left)} left"
-            text = f"{self.phase}: {self.bar.n:3.0%} [{times}]"
-        if self.is_drawn:
-            self.bar.set_description_str(text, refresh=True)
-        elif self.verbose:
-            self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        """A line of a log, at every phase and every tenth of the time."""
-        place = (self.phase, int(10 * self.bar.n))
-        if place != self._told:
-            self._told = place
-            print(text, file=sys.stderr, flush=True)
-
-    def record(
-        self,
-        phase: str,
-        **quantities: int,
-    ) -> None:
-        """Notes what a phase has taken, unless an earlier process has done so."""
-        start = self.unfinished.since(phase)
-        self.spent[phase] = self.unfinished.once(
-            f"{phase} took", lambda: quantities | {"seconds": round(now() - start, 3)}
-        )
-        self.write(f"{phase}: {self.spent[phase]}", from_level=2)
-
-    def write(self, line: str, from_level: int = 1) -> None:
-        """Prints a line above the bar, where the fit is verbose enough.
-
-        What cannot be shown is escaped: no name of a file or of a class may end a fit.
-        """
-        if self.verbose >= from_level:
-            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-            self.bar.write(printable(line).encode(encoding, "backslashreplace").decode(encoding))
-
-
+# %% ../../nbs/estimator/fit.ipynb #fitguess
 def guess_phases(
     progress: FitProgress,
     data: Data,  # as the networks see it
@@ -395,190 +210,6 @@ def _plan_after_search(
     steps = hypernetwork_steps(plan, progress.planned_seconds, step_seconds)
     settings = settings_for_steps(budget.hypernetwork, data, seed, steps)
     return replace(plan, budget=replace(budget, hypernetwork=settings))
-
-# %% ../../nbs/estimator/fit.ipynb #dd47028
-class Training(NamedTuple):
-    """What one training has to do: a whole one, the first part of one, or a short cycle."""
-
-    settings: RetrainSettings  # its epochs count where there is no time budget
-    seconds: float = math.inf  # that it may take; infinite: as many epochs as the settings say
-    epoch_seconds: float = math.inf  # what an epoch over all images takes, as a first guess
-    start: DiscreteNetwork | None = None  # a network to go on from
-    end_step: float = 0.0  # where the step size comes down to, as a share of the largest
-
-    def schedule(
-        self,
-        epochs: int,  # that are trained
-    ) -> RetrainSettings:
-        """Settings whose step size has come down to `end_step` after so many epochs."""
-        rise = self.settings.optimiser.warmup
-        whole = round(epochs / (1 - self.end_step * (1 - rise)))
-        return replace(self.settings, epochs=max(epochs, whole))
-
-
-class Trained(NamedTuple):
-    """What one training ends with."""
-
-    network: DiscreteNetwork
-    epochs: int
-    images: int  # of an epoch, on average
-    image_seconds: float  # for one image of one epoch
-
-
-def train_candidate(
-    data: Data,
-    candidate: Candidate,
-    training: Training,
-    progress: FitProgress,
-    name: str = "candidate",  # of the training, in what is kept of the fit
-) -> Trained:
-    """Retrains one candidate, on fewer images where the seconds hold no whole number of epochs.
-
-    It goes on where it was stopped; a training that has ended is only read.
-    """
-    unfinished = progress.unfinished
-    begin = unfinished.since(name)
-    checkpoint = unfinished.checkpoint(name)
-    ended = unfinished.notes.get(name)
-    if ended is not None:
-        settings = replace(training.settings, epochs=ended["epochs"])
-        network, _ = _train_until(data, candidate, training, settings, checkpoint)
-        checkpoint.close()
-        return Trained(network, **ended)
-
-    batch_size = min(training.settings.batch_size, len(data.train))
-    end = begin + training.seconds
-    timer = EpochTimer(end + 0.1 * training.seconds, progress.on_epoch)
-    part = data
-    earlier = done = checkpoint.epochs
-    images_done = done * len(data.train)
-    epochs = pause = training.settings.epochs
-    if training.seconds < math.inf:
-        affordable = max(0.0, end - now()) / training.epoch_seconds
-        part, more = whole_epochs(data, affordable, batch_size)
-        epochs = done + more
-        pause = done + max(1, more // 2)
-    while True:
-        before = now()
-        network, log = _train_until(
-            part, candidate, training, training.schedule(epochs), checkpoint, timer, pause - earlier
-        )
-        images = (len(log) - done) * len(part.train)
-        done = len(log)
-        images_done += images
-        image_seconds = (now() - before) / max(1, images)
-        images_left = (end - now()) / image_seconds
-        # Where a guess was far too high, the planned end comes when much of the time is left.
-        is_end = done == epochs and images_left < images_done / 2
-        is_late = done < pause or images_left < batch_size
-        if is_end or is_late or training.seconds == math.inf:
-            break
-        part, more = whole_epochs(data, images_left / len(data.train), batch_size)
-        epochs = done + more
-        pause = done + max(1, more // 2)
-    checkpoint.close()
-    result: dict[str, Any] = {"epochs": done, "images": round(images_done / done)}
-    result["image_seconds"] = image_seconds
-    return Trained(network, **unfinished.once(name, lambda: result))
-
-
-def _train_until(
-    data: Data,
-    candidate: Candidate,
-    training: Training,
-    settings: RetrainSettings,  # with the epochs of the whole schedule
-    checkpoint: TrainingCheckpoint,
-    timer: EpochTimer | None = None,  # of this process; None: until the schedule ends
-    pause: int = 0,  # after so many epochs of the timer
-) -> tuple[DiscreteNetwork, list[dict[str, Any]]]:  # the network, and its log
-    """Goes on with a training until the time or the epochs are gone."""
-
-    def should_stop() -> bool:
-        return timer is not None and (timer.epochs >= pause or timer.should_stop())
-
-    return retrain(
-        data,
-        candidate.genotype,
-        settings,
-        candidate.seed,
-        start=training.start,
-        checkpoint=checkpoint,
-        should_stop=should_stop,
-        on_epoch=None if timer is None else timer.on_epoch,
-    )
-
-# %% ../../nbs/estimator/fit.ipynb #fitside
-class Job(NamedTuple):
-    """A training that can begin."""
-
-    name: str
-    candidate: Candidate
-    training: Training
-
-
-def train_all(
-    progress: FitProgress,
-    data: Data,
-    jobs: Iterator[Job],  # the next one is asked for when there is a worker for it
-    count: int,  # of jobs, at most
-    phases: Sequence[Phase],  # of the bar
-    workers: Workers,
-) -> Iterator[tuple[int, Trained]]:  # place of a job and its result, as they end
-    """Trains candidates, one after the other or as many at a time as there are workers."""
-    unfinished = progress.unfinished
-    if workers.count == 1:
-        for place, job in enumerate(jobs):
-            progress.begin(f"{job.name} of {count}", phases[place:])
-            yield place, train_candidate(data, job.candidate, job.training, progress, job.name)
-        return
-
-    started: list[tuple[int, Job]] = []
-    ended: list[tuple[int, Job]] = []  # in an earlier process
-
-    def tasks() -> Iterator[Task]:
-        for place, job in enumerate(jobs):
-            if job.name in unfinished.notes:
-                ended.append((place, job))
-                continue
-            started.append((place, job))
-            begin = time.time() - (now() - unfinished.since(job.name))
-            yield Task(job.name, _train_elsewhere, (data, job, unfinished.folder, begin))
-
-    def show() -> None:
-        progress.show()
-        unfinished.write()  # the seconds that are spent
-
-    progress.begin(f"{count} trainings, {workers.count} at a time", phases)
-    results = workers.run(tasks(), show)
-    for done, (number, (network, result)) in enumerate(results, 1):
-        place, job = started[number]
-        unfinished.notes[job.name] = result
-        unfinished.write()
-        progress.on_epoch(done, count)
-        yield place, Trained(network, **result)
-    for place, job in ended:
-        yield place, train_candidate(data, job.candidate, job.training, progress, job.name)
-
-
-def _train_elsewhere(
-    data: Data,
-    job: Job,
-    folder: Path | None,  # of the unfinished fit
-    begin: float,  # of the training, by `time.time`
-) -> tuple[DiscreteNetwork, dict[str, Any]]:  # the network, and what is noted of its training
-    """One training, in a process that does nothing else."""
-    unfinished = UnfinishedTraining(folder, job.name, begin)
-    progress = FitProgress(unfinished=unfinished)
-    trained = train_candidate(data, job.candidate, job.training, progress, job.name)
-    return trained.network, unfinished.notes[job.name]
-
-
-def warm_up() -> None:
-    """What a worker does first: it imports what trainings need, PyTorch's part with a step."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimiser = WeightOptimiser().new([weight], fused=True)
-    weight.sum().backward()
-    optimiser.step()
 
 # %% ../../nbs/estimator/fit.ipynb #dd47030
 class TrainedCandidates(NamedTuple):
@@ -816,69 +447,6 @@ def _plan_parent(
     end_step = plan.strategy.cycle_step
     return Training(settings, seconds, guess.epoch_seconds, end_step=end_step), guess
 
-# %% ../../nbs/estimator/fit.ipynb #dd47031
-_ALIKE = "no diversity of architectures"
-
-
-def notes_on_fit(
-    candidates: Sequence[dict[str, Any]],  # "shared" and validation metrics of each
-    chosen: Sequence[int],  # places of the members among them
-    planned: int,  # candidates that the parameters ask for
-    frequent_percent: float,  # share of the most frequent class among the validation images
-    calibration: Sequence[Sequence[float]],  # pairs of lambda and edges shared; the last is Lambda
-    strategy: Strategy,  # that was chosen
-    in_seconds: bool = True,  # whether seconds set the budget; False: numbers of steps and epochs
-    enough: str = "more seconds",  # for hatching members with edges of their own
-) -> list[str]:
-    """What the user of a fit should know about it, in sentences without a final full stop."""
-    notes = [strategy.why] if strategy.why else []
-    is_hatched = strategy.name == "hatch"
-    more_training = "give more seconds" if in_seconds else "give more epochs"
-    more_search = "give more seconds" if in_seconds else "give more search steps"
-    if len(candidates) < planned and not is_hatched:
-        notes.append(
-            f"{len(candidates)} of {planned} candidates were retrained, and {len(chosen)} of them "
-            "are members: give more seconds, for more choice"
-        )
-    poor = [j for j in chosen if candidates[j]["accuracy_percent"] <= frequent_percent < 100]
-    if poor:
-        notes.append(
-            "on the validation images, some members are no better than a constant answer, the most "
-            f"frequent class (candidates {', '.join(str(j + 1) for j in poor)}): "
-            f"{more_training}{', or fewer candidates' if in_seconds else ''}"
-        )
-    errors = [abs(lam - shared) for lam, shared in calibration]
-    mean_error = sum(errors) / len(errors)
-    if mean_error > 1:
-        notes.append(
-            f"lambda misses the number of shared edges by {mean_error:.1f} on average, as "
-            "the search was too short for it to control the architectures: "
-            f"{more_search}, where that matters"
-        )
-    max_shared = calibration[-1][0]
-    if len(chosen) > 1 and all(candidates[j]["shared"] == max_shared for j in chosen):
-        way = "at several ends of its training" if is_hatched else "from other initial weights"
-        is_short = is_hatched and not strategy.fresh_edges
-        remedy = f"give {enough}" if is_short else more_search
-        # It comes first: this is not the ensemble that was asked for.
-        first = f"{_ALIKE}: all {len(chosen)} members are alpha* itself, {way}"
-        notes.insert(0, f"{first}; {remedy}, for members that differ")
-    return notes
-
-
-def enough_for_fresh_edges(
-    seconds: float | None,  # the time budget
-    passes: float | None,  # over the images, that it holds
-) -> str:
-    """Which budget is about enough for hatching members with edges of their own."""
-    if seconds is None:
-        return f"{HATCHING_PASSES} epochs"
-    if not passes or passes <= 0:
-        return "more seconds"
-    needed = seconds * HATCHING_PASSES / passes
-    step = 10 ** max(0, int(math.log10(max(needed, 1))) - 1)
-    return f"about {step * math.ceil(needed / step)} seconds"
-
 # %% ../../nbs/estimator/fit.ipynb #dd47034
 def draw_candidates(
     searched: SearchedStructures,
@@ -937,7 +505,7 @@ def fit_ensemble(
         found = _notes(report, searched, validation, parameters, passes)
         found += notes_on_budget(parameters, progress.read_seconds)
         # What is said of the ensemble comes before what is said of the images.
-        report["notes"] = sorted([*notes, *found], key=lambda note: not note.startswith(_ALIKE))
+        report["notes"] = sorted([*notes, *found], key=lambda note: not note.startswith(ALIKE))
         for note in report["notes"]:
             progress.write(f"note: {note}")
     return FittedEnsemble(
@@ -991,27 +559,6 @@ def _notes(
         in_seconds=parameters.time_budget is not None,
         enough=enough_for_fresh_edges(parameters.time_budget, passes),
     )
-
-
-def notes_on_budget(
-    parameters: FitParameters,
-    read_seconds: float,  # that reading the images has taken
-) -> list[str]:
-    """What a user may not expect of a time budget, in sentences without a final full stop."""
-    seconds = parameters.time_budget
-    if seconds is None:
-        return []
-    notes = []
-    unused = [name for name in ("search_steps", "epochs") if getattr(parameters, name) is not None]
-    if unused:
-        verb = "is" if len(unused) == 1 else "are"
-        notes.append(f"{' and '.join(unused)} {verb} not used: the time budget decides instead")
-    if read_seconds > 0.1 * seconds:
-        notes.append(
-            f"reading the images took {read_seconds:.3g} of the {seconds:g} seconds, and only the "
-            "others were left for the fit: give more seconds, or smaller pictures"
-        )
-    return notes
 
 
 def _select_members(

@@ -59,9 +59,9 @@ def counts_sentence(
     if counts[CANNOT]:
         have = agreeing(counts[CANNOT], "its experiment has", "their experiments have")
         seeds = seeds_in_words(table[table["verdict"] == CANNOT])
-        words[CANNOT] += f", since {have} only {seeds}"
+        words[CANNOT] += f" ({have} only {seeds})"
     parts = [f"{counts[verdict]} {text}" for verdict, text in words.items() if counts[verdict]]
-    return f"Of {counted(len(table), 'claim')} of slides and paper {listed(parts)}."
+    return f"Of {counted(len(table), 'claim')} of slides and paper, {listed(parts)}."
 
 # %% ../../nbs/report/verdicts.ipynb #d7213bbe
 HEADINGS = {

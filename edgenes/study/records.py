@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -173,6 +174,7 @@ def register_check(
 
 # %% ../../nbs/study/records.ipynb #9c0c018
 SCHEMA = 2  # of all records
+_WRITERS = "edgenes.study.costs"  # imports all modules of the study that write records
 
 _ENVELOPE: Form = {
     "kind": str,
@@ -198,6 +200,8 @@ def _check_record(record: Record) -> None:
     require(content_hash(sealed) == record["hash"], "it was changed after it was written")
     kind = record["kind"]
     require(re.fullmatch("[a-z]+", kind), f"its kind is {shown(kind)}, no word")
+    if kind not in _CHECKS:
+        import_module(_WRITERS)
     require(kind in _CHECKS, f"its kind is {kind!r}, which no module that is loaded can check")
     _CHECKS[kind](record)
 
