@@ -327,22 +327,24 @@ class OwnTrials:
     nll_nats: tuple[float, float, float]  # the same for the NLL
 
 
+_STRATEGIES = ("auto", "independent (cosine-epochs)")  # the default, and the older one
+
+
 def own_trials(
     folder: Path,  # results of the project, with a folder `own`
 ) -> list[OwnTrials]:
-    """The trials on own images, by budget."""
+    """The trials on own images, by budget and strategy."""
     tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
-    chosen = tests[(tests["against"] == "one network") & (tests["space"] == "paper")]
+    is_shown = tests["strategy"].isin(_STRATEGIES) & (tests["space"] == "paper")
+    chosen = tests[is_shown & (tests["against"] == "one network")]
     rows = []
-    for budget, part in chosen.groupby("budget (s)"):
-        by_strategy = dict(list(part.groupby("strategy")))
-        is_default = "auto" in by_strategy
-        differences = by_strategy.get("auto", part).set_index("of")
+    for (budget, strategy), part in chosen.groupby(["budget (s)", "strategy"]):
+        differences = part.set_index("of")
         columns = differences[["difference", "ci_low", "ci_high"]]
         rows.append(
             OwnTrials(
                 budget_seconds=int(budget),
-                is_default=is_default,
+                is_default=strategy == "auto",
                 trials=int(differences["n"].min()),
                 accuracy_points=tuple(columns.loc["points of accuracy"]),
                 nll_nats=tuple(columns.loc["nats of NLL"]),
