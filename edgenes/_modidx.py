@@ -1894,6 +1894,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'edgenes.report.readme.leading_profile': ( 'report/readme.html#leading_profile',
                                                                                   'edgenes/report/readme.py'),
                                        'edgenes.report.readme.own_trials': ('report/readme.html#own_trials', 'edgenes/report/readme.py'),
+                                       'edgenes.report.readme.own_trials_beside': ( 'report/readme.html#own_trials_beside',
+                                                                                    'edgenes/report/readme.py'),
                                        'edgenes.report.readme.own_trials_table': ( 'report/readme.html#own_trials_table',
                                                                                    'edgenes/report/readme.py'),
                                        'edgenes.report.readme.run_hours': ('report/readme.html#run_hours', 'edgenes/report/readme.py'),

@@ -22,10 +22,10 @@ from ..core import EdgenesError, check_int, read_json, require, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
-    from edgenes.estimator.problems import Problem
 
     from edgenes.estimator import EdgeNES
     from edgenes.estimator.pictures import PictureSettings
+    from edgenes.estimator.problems import Problem
 
 # %% auto #0
 __all__ = ['Pictures', 'ImageSize', 'Resize', 'Channels', 'Unreadable', 'Saved', 'Device', 'Quiet', 'Flip', 'Relaxation',
@@ -73,9 +73,8 @@ def check(
 
     The exit code is 1 where a fit would be refused.
     """
-    from edgenes.estimator.problems import check_folder
-
     from edgenes.estimator.places import as_path
+    from edgenes.estimator.problems import check_folder
 
     settings = _picture_settings(image_size, resize, channels, unreadable)
     facts, problems = check_folder(as_path(folder), settings)
@@ -354,7 +353,6 @@ def predict(
     members disagree).
     """
     from edgenes.estimator.folders import list_pictures
-
     from edgenes.estimator.places import as_path, require_room
 
     folder = _saved_folder(ensemble)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ from ..study.profiles import get_profile
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
            'key_numbers', 'in_short', 'by_heading', 'systems_table', 'run_hours', 'shows_regimes', 'OwnTrials',
-           'own_trials', 'own_trials_table']
+           'own_trials', 'own_trials_table', 'own_trials_beside']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -316,18 +317,18 @@ def shows_regimes(
     return bool(pd.read_csv(path)["n"].min() >= LEADING_SEEDS)
 
 # %% ../../nbs/report/readme.ipynb #readme10
+_Interval: TypeAlias = tuple[float, float, float]  # mean, and its 95 % interval
+_STRATEGIES = ("auto", "independent (cosine-epochs)")  # the default, and the older one
+
+
 @dataclass(frozen=True)
 class OwnTrials:
-    """The ensemble beside one network of its cost, over the trials of one budget."""
+    """The ensemble minus other systems of its cost, over the trials of one budget."""
 
     budget_seconds: int  # processor seconds of a fit
     is_default: bool  # False: independent members, whose step size falls once an epoch
     trials: int
-    accuracy_points: tuple[float, float, float]  # mean difference, and its 95 % interval
-    nll_nats: tuple[float, float, float]  # the same for the NLL
-
-
-_STRATEGIES = ("auto", "independent (cosine-epochs)")  # the default, and the older one
+    differences: Mapping[tuple[str, str], _Interval]  # by the other system and the unit
 
 
 def own_trials(
@@ -336,38 +337,56 @@ def own_trials(
     """The trials on own images, by budget and strategy."""
     tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
     is_shown = tests["strategy"].isin(_STRATEGIES) & (tests["space"] == "paper")
-    chosen = tests[is_shown & (tests["against"] == "one network")]
     rows = []
-    for (budget, strategy), part in chosen.groupby(["budget (s)", "strategy"]):
-        differences = part.set_index("of")
-        columns = differences[["difference", "ci_low", "ci_high"]]
+    for (budget, strategy), part in tests[is_shown].groupby(["budget (s)", "strategy"]):
+        part = part.set_index(["against", "of"])
+        moments = part[["difference", "ci_low", "ci_high"]]
         rows.append(
             OwnTrials(
                 budget_seconds=int(budget),
                 is_default=strategy == "auto",
-                trials=int(differences["n"].min()),
-                accuracy_points=tuple(columns.loc["points of accuracy"]),
-                nll_nats=tuple(columns.loc["nats of NLL"]),
+                trials=int(part.loc["one network", "n"].min()),
+                differences=dict(zip(moments.index, map(tuple, moments.to_numpy()))),
             )
         )
     return rows
 
 
-def _with_interval(values: tuple[float, float, float], digits: int) -> str:
-    """A signed mean, and its interval where there is one."""
+def _with_interval(values: _Interval | None, digits: int) -> str:
+    """A signed mean, and its interval where there is one; a dash where there is no mean."""
+    if values is None:
+        return "–"
     mean, low, high = (f"{value:+.{digits}f}" for value in values)
     return mean if math.isnan(values[1]) else f"{mean} ({low} to {high})"
 
 
 def own_trials_table(
     rows: Sequence[OwnTrials],  # of `own_trials`
-    headers: tuple[str, ...],  # four: seconds, accuracy, NLL, pairs
+    headers: tuple[str, ...],  # five: seconds, accuracy, NLL, NLL of a scaled network, pairs
 ) -> str:
-    """The trials as a Markdown table of means with 95 % intervals; a star marks the older ones."""
-    lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|"]
+    """The trials beside one network, as a Markdown table; a star marks the older strategy."""
+    lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|--:|"]
     for row in rows:
-        points = _with_interval(row.accuracy_points, 1)
-        nats = _with_interval(row.nll_nats, 2)
         star = "" if row.is_default else "*"
-        lines.append(f"| {row.budget_seconds}{star} | {points} | {nats} | {row.trials} |")
+        points = _with_interval(row.differences.get(("one network", "points of accuracy")), 1)
+        nats = _with_interval(row.differences.get(("one network", "nats of NLL")), 2)
+        scaled = _with_interval(row.differences.get(("one network, scaled", "nats of NLL")), 2)
+        lines.append(
+            f"| {row.budget_seconds}{star} | {points} | {nats} | {scaled} | {row.trials} |"
+        )
     return "\n".join(lines)
+
+
+def own_trials_beside(
+    rows: Sequence[OwnTrials],  # of `own_trials`
+    rival: str,  # its name in the trials
+    words: str = "{seconds} s {points:+.1f} points, {nats:+.2f} nats",  # of one budget
+) -> str:  # empty where it was not tried
+    """The mean differences from a rival, for each budget of the default strategy."""
+    parts = []
+    for row in rows:
+        points = row.differences.get((rival, "points of accuracy"))
+        nats = row.differences.get((rival, "nats of NLL"))
+        if row.is_default and points and nats:
+            parts.append(words.format(seconds=row.budget_seconds, points=points[0], nats=nats[0]))
+    return "; ".join(parts)
