@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from edgenes.estimator.problems import check_folder
 from PIL import Image, ImageDraw
 from refusals import file_contents, in_time
 from sklearn.exceptions import NotFittedError
@@ -27,6 +26,7 @@ from edgenes.cli.main import app, main
 from edgenes.core import EdgenesError
 from edgenes.estimator import estimator, places
 from edgenes.estimator.pictures import Conversion, PictureSettings, read_pictures
+from edgenes.estimator.problems import check_folder
 from edgenes.estimator.saved import load_ensemble
 
 TINY = {"members": 1, "candidates": 1, "search_steps": 2, "epochs": 1, "verbose": 0}
