@@ -255,7 +255,3 @@ class ShiftRun(Task):
             "results": {"images": int, "rows": [row | dict.fromkeys(_SHIFTED, float)]},
         }
         check_form(record, form, "it")
-
-    @classmethod
-    def cost(cls, record: Record, records: Records) -> float:
-        return record["seconds"]["shift"]

@@ -155,10 +155,6 @@ class Retraining(Task):
         }
         check_form(record, form, "it")
 
-    @classmethod
-    def cost(cls, record: Record, records: Records) -> float:
-        return record["seconds"]["retraining"] + record["seconds"]["prediction"]
-
 
 def retrainings_of(
     candidates: Iterable[Candidate],

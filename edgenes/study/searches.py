@@ -20,7 +20,7 @@ from ..genotype import Genotype, SearchSpace
 from ..hypernetwork import Hypernetwork
 from ..search import SearchResult, search_darts, search_halves, train_hypernetwork
 from .profiles import Profile
-from .records import Between, Form, Record, Records, check_form, save_weights
+from .records import Between, Form, Record, check_form, save_weights
 from edgenes.study.tasks import (
     EDGES_FORM,
     Outcome,
@@ -166,10 +166,6 @@ class DartsSearch(Task):
         }
         check_form(record, form, "it")
 
-    @classmethod
-    def cost(cls, record: Record, records: Records) -> float:
-        return record["seconds"]["search"]
-
 # %% ../../nbs/study/searches.ipynb #5dc9018
 @register
 @dataclass(frozen=True)
@@ -228,10 +224,6 @@ class HypernetworkTraining(Task):
             "seconds": {"search": float},
         }
         check_form(record, form, "it")
-
-    @classmethod
-    def cost(cls, record: Record, records: Records) -> float:
-        return record["seconds"]["search"]
 
 # %% ../../nbs/study/searches.ipynb #srchread
 def optimum_of(
@@ -363,7 +355,3 @@ class Screening(Task):
         judged: Form = [{"lambda": float, "genotype": EDGES_FORM, "val_loss_nats": float}]
         form: Form = {"inputs": {"seed": int}, "results": {"judged": judged}}
         check_form(record, form, "it")
-
-    @classmethod
-    def cost(cls, record: Record, records: Records) -> float:
-        return record["seconds"]["screening"]
