@@ -308,12 +308,28 @@ def _panel_sizes(hypernetworks: Mapping[str, list[Record]]) -> str:
     return ", ".join(f"{counted(size, 'seed')} ({variant})" for variant, size in sizes.items())
 
 # %% ../../nbs/experiments/ablation.ipynb #e6de010
+def _mean_over_lambda(
+    runs: pd.DataFrame,  # one row per network
+) -> pd.DataFrame:
+    """Mean accuracy (percent), one column per variant, of the seeds that have every lambda."""
+    lambdas = sorted(runs["lambda"].unique())
+    networks = runs.pivot(index="seed", columns=["system", "lambda"], values="accuracy_percent")
+    means = {}
+    for variant in sorted(runs["system"].unique()):
+        whole = networks[variant].reindex(columns=lambdas).dropna()
+        if len(whole):
+            means[variant] = whole.mean(axis=1)
+    return pd.DataFrame(means)
+
+
 def _variants(
     runs: pd.DataFrame,  # one row per network
     control: pd.DataFrame,  # of `control_table`
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Tables and sentences on the variants, over the seeds that all have, if any."""
-    accuracies = runs.groupby(["seed", "system"])["accuracy_percent"].mean().unstack()
+    accuracies = _mean_over_lambda(runs)
+    if accuracies.empty:
+        return {"ablation_control": control}, ["No variant has a network at every lambda yet."]
     complete, left_out = complete_seeds(accuracies)
     shown_control = control
     if len(complete):

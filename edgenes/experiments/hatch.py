@@ -200,6 +200,8 @@ def cost_sentences(
 
     Nothing on a cost with a single seed.
     """
+    if table.empty:
+        return []
     sentences = []
     for epochs, part in table[table["n"] > 1].groupby("epochs"):
         by_system = part.set_index("system")

@@ -152,6 +152,7 @@ def regimes_table(
 # %% ../../nbs/experiments/regimes.ipynb #reg015
 def cost_table(
     frame: pd.DataFrame,  # of `regimes_frame`
+    finished: Mapping[int, list[int]] | None = None,  # seeds that count, by epochs; None: all
 ) -> pd.DataFrame:
     """Ensembles against one network of alpha* that trains for at least their epochs in all.
 
@@ -167,6 +168,8 @@ def cost_table(
         if longer is None:
             continue
         own = part.set_index("seed")
+        if finished is not None:
+            own = own.loc[own.index.intersection(finished[epochs])]
         rivals = alone[alone.index.get_level_values("epochs") == longer].droplevel("epochs")
         seeds = own.index.intersection(rivals.index)
         if seeds.empty:
@@ -273,12 +276,12 @@ def _sample(seeds: int) -> str:
 
 
 def cost_sentence(
-    compared: pd.DataFrame,  # of `cost_table`
+    compared: pd.DataFrame,  # of `cost_table`, of the seeds with every lambda
 ) -> list[str]:
     """By how much an ensemble beats one network of its cost, by the length of training.
 
-    The lambda of each length is the one that validation images choose. Nothing where no length has
-    two seeds of both.
+    The lambda of each length is the one that validation images choose among seeds that have every
+    lambda. Nothing where no length has two seeds of both.
     """
     several = compared[compared["n"] > 1] if len(compared) else compared
     if several.empty:
@@ -321,7 +324,7 @@ def result(
     sentences = [
         progress_sentence(finished, planned),
         *regime_sentences(frame, finished),
-        *cost_sentence(compared),
+        *cost_sentence(cost_table(frame, finished)),
     ]
     caption = (
         "Means over seeds of single members and of ensembles, by the epochs of a member (rows) and "

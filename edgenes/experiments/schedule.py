@@ -130,7 +130,8 @@ def schedule_figure(
                 shift = 0.06 * (place - 2)
                 mean_line(ax, gains, "epochs", "gain", shift, label=name, color=colours[place])
         ax.set(xlabel="epochs", ylabel=label, xticks=sorted(frame["epochs"].unique()))
-    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    if axes[1].lines:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/experiments/schedule.ipynb #sched015

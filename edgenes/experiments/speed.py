@@ -19,7 +19,13 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from ..algorithm import with_retraining_seeds
-from ..report.frames import complete_seeds, spread_of, system_frame, system_records
+from edgenes.report.frames import (
+    complete_seeds,
+    profile_of,
+    spread_of,
+    system_frame,
+    system_records,
+)
 from ..report.phrases import agreeing, counted, listed, mean_with_interval
 from ..report.plots import figure, mean_line
 from ..report.result import Result
@@ -120,7 +126,8 @@ def curves(
     points = system_frame(system_records(records, "speed"))
     if points.empty:
         return points, ""
-    last_step = int(points["step"].max())
+    profile = profile_of(records)
+    last_step = profile.sizes.curve_points if profile else int(points["step"].max())
     expected = pd.MultiIndex.from_product([SYSTEMS, range(1, last_step + 1)])
     wide = points.pivot(index="seed", columns=["system", "step"], values="accuracy_percent")
     complete, note = complete_seeds(wide.reindex(columns=expected))
@@ -384,7 +391,7 @@ def goal_sentence(
     return (
         "The goal, the mean accuracy of DartsEns at its end "
         f"({times['threshold_percent'].iloc[0]:.1f} %), is reached by {runs}. A run that does not "
-        f"reach it counts as later. EdgeNES is first in {counted(first['EdgeNES'], 'seed')} and "
+        f"reach it counts as later than its end. EdgeNES is first in {counted(first['EdgeNES'], 'seed')} and "
         f"DartsEns in {first['DartsEns']}; {undecided} {agreeing(undecided, 'is', 'are')} "
         f"undecided. {test}"
     )

@@ -434,13 +434,19 @@ def counted_sentence(
     max_shared = int(overlaps["max_shared"].iloc[0])
     members = int(overlaps["members"].iloc[0])
     formula = expected_updated_edges(members, max_shared, "continuous")
+    of_search = overlaps["dartsens"].dropna()
+    last = ""
+    if len(of_search):
+        last = (
+            f" The architecture of a DARTS epoch has {of_search.mean():.2f} of the {max_shared} "
+            "edges of its final one."
+        )
     return (
         f"In {counted(len(overlaps), 'real training')} a step updates "
         f"{_with_interval(overlaps['pairs_of_optimum'])} (edge, member) pairs of alpha*'s edges, "
         f"where the formula for the lambda of training gives {formula:.2f}. Over all edges "
         f"it updates {overlaps['pairs_of_all'].mean():.2f} pairs, with "
-        f"{overlaps['distinct_of_all'].mean():.2f} distinct edges. The architecture of a DARTS "
-        f"epoch has {overlaps['dartsens'].mean():.2f} of the {max_shared} edges of its final one."
+        f"{overlaps['distinct_of_all'].mean():.2f} distinct edges.{last}"
     )
 
 

@@ -169,6 +169,8 @@ class EnsembleRun(Task):
                 "experiment": str,
                 "point": {str: float},
                 "pool": POOL_FORM,
+                "keep": int,
+                "rule": str,
             },
             "results": {
                 "val": _METRICS_FORM,
@@ -253,5 +255,6 @@ class ShiftRun(Task):
         form: Form = {
             "inputs": {"seed": int, "system": str, "pool": POOL_FORM},
             "results": {"images": int, "rows": [row | dict.fromkeys(_SHIFTED, float)]},
+            "seconds": {"shift": float},
         }
         check_form(record, form, "it")

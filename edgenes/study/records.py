@@ -181,7 +181,7 @@ _ENVELOPE: Form = {
     "hash": str,
     "inputs": {},
     "results": {},
-    "seconds": {},
+    "seconds": {str: float},
     "provenance": {},
 }
 

@@ -353,5 +353,9 @@ class Screening(Task):
     @classmethod
     def check(cls, record: Record) -> None:
         judged: Form = [{"lambda": float, "genotype": EDGES_FORM, "val_loss_nats": float}]
-        form: Form = {"inputs": {"seed": int}, "results": {"judged": judged}}
+        form: Form = {
+            "inputs": {"seed": int},
+            "results": {"judged": judged},
+            "seconds": {"screening": float},
+        }
         check_form(record, form, "it")

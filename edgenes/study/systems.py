@@ -140,7 +140,7 @@ def ensemble(
     Returns its record.
     """
     if task.done(workspace) is None:
-        # A plan is sent records, which `yield from` would hand to a list.
+        # `yield from` a list fails: the records that are sent into a plan cannot go on to a list.
         for generation in _generations(task.retrainings()):  # noqa: UP028
             yield generation
     (record,) = yield [task]
@@ -365,7 +365,10 @@ def search_counts(
     system: str,  # one of `SYSTEMS`
     candidates: int,  # size of its pool
 ) -> dict[str, int]:
-    """How many runs of each kind a system needs beside its retrainings."""
+    """How many optima and hypernetworks a system needs, by the kind of their runs.
+
+    An optimum counts once, also where it is the best of several searches.
+    """
     counts = dict.fromkeys(_ALL_SYSTEMS[system].searches, 1)
     if system == "DartsEns":
         counts["darts"] = candidates
