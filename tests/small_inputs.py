@@ -179,6 +179,7 @@ def write_runs(records):
     """Writes a sound record of every kind, with the same inputs for all; returns them."""
     inputs = {
         "seed": 0,
+        "data": "0123456789abcdef",
         "system": "EdgeNES",
         "experiment": "quality",
         "point": {},
@@ -186,6 +187,8 @@ def write_runs(records):
         "space": _SPACE.to_dict(),
         "optimum": _EDGES,
         "pool": [[_EDGES, 0]],
+        "keep": 1,
+        "rule": "exhaustive",
     }
     return [write_record(records, kind, inputs, *content) for kind, content in RUNS.items()]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -281,6 +282,63 @@ def test_a_part_that_hangs_or_meets_the_time_limit_is_ended(tmp_path, monkeypatc
     at_its_end = replace(check, end=time.time() + 0.1)
     assert list(gpu._news(at_its_end, ["equality"])) == [("equality", gpu.CUT_OFF)]
     assert not list(tmp_path.glob("*.json"))
+
+
+def measured(folder):
+    """A check whose parts before `paper` are finished, with numbers that were made up."""
+    check = gpu.Check("cpu", str(folder))
+    kinds = ("darts_step", "hypernetwork_step", "retraining_step", "predictions", "selection")
+    seconds = dict.fromkeys((*kinds, "screened_architecture"), 0.001)
+    results = {
+        "equality": {"rows": []},
+        "loops": seconds,
+        "side_by_side": {"best_processes": 8, "gain": 2.0},
+    }
+    for part, found in results.items():
+        check.write(part, found, 0.0)
+    return check
+
+
+def test_first_retrainings_tell_the_same_seconds_after_a_stop(tmp_path):
+    check = measured(tmp_path)
+    whole = gpu._paper(check)
+    assert whole["retrainings"] == get_profile("smoke").sizes.free_pool < 8
+    records = sorted((tmp_path / "smoke" / "runs").glob("retraining-*.json"))
+    seconds = [read_json(path)["seconds"]["retraining"] for path in records]
+    assert whole["longest_seconds"] == max(seconds) > 0
+    records[seconds.index(min(seconds))].unlink()  # one that a stop has prevented
+    rest = gpu._paper(check)
+    assert rest["retrainings"] == whole["retrainings"]
+    assert rest["longest_seconds"] >= whole["longest_seconds"]
+    assert gpu._paper(check) == rest
+
+
+@pytest.mark.parametrize("end", ["done in 0.1 s", gpu.LEFT_OUT, "failed: wrong"])
+def test_the_time_limit_after_the_end_of_a_part(tmp_path, monkeypatch, end):
+    """No part is under way then: none is cut off, and what a seed costs is still written."""
+    check = measured(tmp_path)
+    left = 1000.0
+    news = iter([("machine", "begun"), ("machine", end)])
+
+    def receive():
+        nonlocal left
+        part, what = next(news)
+        left = 0.0 if what == end else left
+        return part, what
+
+    connection = mock.Mock(poll=lambda seconds: seconds > 0, recv=receive)
+    context = mock.Mock()
+    context.Pipe.return_value = connection, mock.Mock()
+    monkeypatch.setattr(gpu.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(gpu, "_end", lambda process: None)
+    monkeypatch.setattr(gpu.Check, "seconds_left", property(lambda check: left))
+    lines = []
+    with pytest.raises(EdgenesError) if end.startswith("failed") else nullcontext():
+        gpu.run_check(check, lines.append)
+    told = [line.split(": ", 1) for line in lines]
+    assert told[0] == ["machine", end]
+    assert {what for _, what in told[1:]} == {gpu.LEFT_OUT}
+    assert (tmp_path / "costs.json").is_file()
 
 
 def test_a_check_needs_no_library_of_figures_or_statistics():

@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import singledispatch
-from math import prod, sqrt
+from math import sqrt
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+import torch
 from tqdm import tqdm
 
-from ..core import redraws, seed_at
-from ..genotype import Genotype
+from ..core import derive_seed, redraws, seed_at, stream
+from ..genotype import Genotype, SearchSpace
 from ..hypernetwork import Hypernetwork
 from ..neighbours import random_genotype
 from .corruptions import CORRUPTIONS, SEVERITIES
@@ -52,17 +52,22 @@ def _edges(genotype: Genotype) -> list[Any]:
     return genotype.to_dict()["edges"]
 
 
+def _found(space: SearchSpace, *name: int | str) -> list[Any]:
+    """Random edges that depend on the name of what finds them."""
+    return _edges(random_genotype(space, derive_seed("imagined", *name)))
+
+
 @_imagined_results.register
 def _(task: DartsSearch, workspace: Workspace) -> dict[str, Any]:
     space = space_of(workspace.profile, task.variant)
-    seed = seed_at(task.seed, task.index)
-    genotype = random_genotype(space, seed)
-    size = sum(prod(shape) for shape in space.shapes)
-    entry = {"genotypes": [_edges(genotype)], "seconds": 0.0}
+    name = (task.kind, task.seed, task.index, task.variant)
+    vector = torch.randn(space.size, generator=stream("imagined", *name))
+    edges = _edges(Genotype.from_structure(space, vector))
+    entry = {"genotypes": [edges], "seconds": 0.0}
     epochs = varied_settings(workspace.profile.budget.darts, task.variant).epochs
     return {
-        "genotype": _edges(genotype),
-        "structure": {"vector": np.random.default_rng(seed).random(size).tolist()},
+        "genotype": edges,
+        "structure": {"vector": vector.tolist()},
         "log": [entry] * epochs,
     }
 
@@ -71,9 +76,12 @@ def _(task: DartsSearch, workspace: Workspace) -> dict[str, Any]:
 def _(task: HypernetworkTraining, workspace: Workspace) -> dict[str, Any]:
     settings = varied_settings(workspace.profile.budget.hypernetwork, task.variant)
     space = space_of(workspace.profile, task.variant)
-    structure = Hypernetwork.of(space, knots=settings.hypernetwork.knots).state_dict()
+    name = (task.kind, task.seed, task.variant)
+    knots = settings.hypernetwork.knots
+    hypernetwork = Hypernetwork.of(space, knots=knots, generator=stream("imagined", *name))
+    structure = hypernetwork.state_dict()
     lambdas = [step / 2 for step in range(2 * space.max_shared + 1)]
-    genotypes = [_edges(random_genotype(space, step)) for step in range(len(lambdas))]
+    genotypes = [_found(space, *name, step) for step in range(len(lambdas))]
     entry = {
         "genotypes": genotypes,
         "calibration": [(lam, lam) for lam in lambdas],
@@ -92,11 +100,12 @@ def _(task: Trial, workspace: Workspace) -> dict[str, Any]:
 
 @_imagined_results.register
 def _(task: Screening, workspace: Workspace) -> dict[str, Any]:
+    space = space_of(workspace.profile, task.variant)
     lambdas = screened_lambdas(workspace.profile, task.seed)
     judged = [
         {
             "lambda": lam,
-            "genotype": _edges(random_genotype(workspace.profile.space, place)),
+            "genotype": _found(space, task.kind, task.seed, task.variant, place),
             "val_loss_nats": 0.0,
         }
         for place, lam in enumerate(lambdas)
@@ -107,7 +116,9 @@ def _(task: Screening, workspace: Workspace) -> dict[str, Any]:
 @_imagined_results.register
 def _(task: Evolution, workspace: Workspace) -> dict[str, Any]:
     profile = workspace.profile
-    seeds = [seed_at(task.seed, place) for place in range(profile.sizes.free_pool)]
+    population = task.population(profile)
+    places = range(profile.sizes.free_pool)
+    seeds = [seed_at(task.seed, place % population) for place in places]
     return {"pool": [[_edges(random_genotype(profile.space, seed)), seed] for seed in seeds]}
 
 
@@ -190,7 +201,8 @@ def _(task: Retraining, workspace: Workspace) -> float:
 def _(task: Evolution, workspace: Workspace) -> float:
     profile = workspace.profile
     one = _retraining_seconds(profile.budget.retrain, _images(workspace), workspace)
-    return profile.sizes.free_pool * one
+    children = profile.sizes.free_pool - task.population(profile)
+    return children * one  # its random ones are imagined as retrainings
 
 
 @effort.register

@@ -195,6 +195,14 @@ class Evolution(Task):
     def label(self) -> str:
         return self.rule
 
+    @staticmethod
+    def population(
+        profile: Profile,
+    ) -> int:
+        """How many genotypes are alive at a time; so many random ones come first."""
+        sizes = profile.sizes
+        return min(sizes.free_pool, max(profile.budget.members + 1, sizes.free_pool // 2))
+
     def inputs(self, workspace: Workspace) -> dict[str, Any]:
         profile = workspace.profile
         inputs = workspace.inputs(
@@ -210,15 +218,15 @@ class Evolution(Task):
         profile = workspace.profile
         chance = np.random.default_rng([self.seed, 20])
         labels = workspace.data.val.labels.cpu().numpy()
-        population_size = max(profile.budget.members + 1, profile.sizes.free_pool // 2)
+        population = self.population(profile)
         visited: list[Genotype] = []
         probs: list[np.ndarray] = []  # of each visited genotype on the validation split
         for place in range(profile.sizes.free_pool):
             retraining_seed = seed_at(self.seed, place)
-            if place < population_size:
+            if place < population:
                 child = random_genotype(profile.space, retraining_seed)
             else:
-                oldest = place - population_size
+                oldest = place - population
                 alive = np.stack(probs[oldest:])
                 members = profile.budget.members
                 ensemble = select(alive, labels, members, self.rule, "nll").members
@@ -237,7 +245,10 @@ class Evolution(Task):
 
     @classmethod
     def check(cls, record: Record) -> None:
-        form: Form = {"inputs": {"seed": int}, "results": {"pool": POOL_FORM, "snapshots?": int}}
+        form: Form = {
+            "inputs": {"seed": int, "data": str, "space": {}, "settings": {}},
+            "results": {"pool": POOL_FORM, "snapshots?": int},
+        }
         check_form(record, form, "it")
 
     @classmethod
