@@ -27,6 +27,19 @@ RESULTS = ROOT / "results"
 FIGURE_FOLDERS = [RESULTS / profile / "figures" for profile in ("cpu", "cpu-long")]
 NOT_COMMITTED = ("work", "cache", "notebooks", "demo", "smoke", "again", "mine")
 README_PAGES = {"README": "nbs/index", "README.ru": "nbs/index_ru"}  # written from these notebooks
+RESULT_PAGES = tuple(  # that are read for what they found; their code is folded
+    f"nbs/reading/{name}"
+    for name in (
+        "context",
+        "errata",
+        "own_strategy",
+        "own_trial",
+        "reanalysis",
+        "report",
+        "scaling",
+        "summary",
+    )
+)
 PIXELS_PER_INCH = 90  # at which the labels of a figure are as large as text
 
 
@@ -55,11 +68,15 @@ def prepare_page(app: Sphinx, docname: str, source: list[str]) -> None:
     notebook = nbformat.reads(source[0], as_version=4)
     overview = docname in README_PAGES.values()
     cells = [cell for cell in notebook.cells if cell.cell_type != "raw"]
+    fold_code = docname in RESULT_PAGES
     for cell in cells:
         if cell.cell_type == "code":
-            prepare_cell(cell, hide_code=overview)
-        else:
-            cell.source = cite_sources(cell.source)
+            prepare_cell(cell, hide_code=overview, fold_code=fold_code)
+            continue
+        if docname.startswith("nbs/experiments/"):  # the answer comes before its code
+            fold_code |= cell.source.startswith("## The answer")
+            fold_code &= not cell.source.startswith("## How it was")
+        cell.source = cite_sources(cell.source)
     notebook.cells = [cell for cell in cells if cell.source or cell.get("outputs")]
     if number := re.match(r"nbs/method/(\d+)_", docname):
         number_title(notebook, number[1])
@@ -69,7 +86,7 @@ def prepare_page(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = nbformat.writes(notebook)
 
 
-def prepare_cell(cell: NotebookNode, hide_code: bool) -> None:
+def prepare_cell(cell: NotebookNode, hide_code: bool, fold_code: bool) -> None:
     """Removes the directives of nbdev, folds imports, and gives the figures an alt text."""
     text = alt_text(cell.source)
     if text:
@@ -80,7 +97,7 @@ def prepare_cell(cell: NotebookNode, hide_code: bool) -> None:
         tags.append("remove-input")
         if not cell.outputs:
             cell.source = ""
-    elif not cell.outputs and has_only_imports(cell.source):
+    elif fold_code or (not cell.outputs and has_only_imports(cell.source)):
         tags.append("hide-input")
 
 

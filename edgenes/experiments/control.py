@@ -228,12 +228,15 @@ def result(
     errors = calibration_errors(hypernetworks)
     learning = learning_table(hypernetworks)
     first_seed = int(frame["seed"].min())
+    cells = positions(records, first_seed)
     pictures = {
         "F3": control_figure(frame, read_off),
         "F3_learning": learning_figure(learning),
-        "F3_cells": cells_figure(positions(records, first_seed)),
+        "F3_cells": cells_figure(cells),
     }
     captions = _captions(len(errors), int(learning["epoch"].max()), first_seed)
+    if any(position.accuracy is not None for position in cells):
+        captions["F3_cells"] += " Each test accuracy is that of one network, so it has no interval."
     at_the_end = learning.groupby("seed").tail(1)[["seed", "largest_edges"]]
     return Result(
         _sentences(frame, errors, learning, read_off),
@@ -263,6 +266,6 @@ def _captions(count: int, epochs: int, first_seed: int) -> dict[str, str]:
         ),
         "F3_cells": (
             f"The architectures of {shown} at whole lambdas {last}. Edges shared with alpha* are "
-            "in colour. Each test accuracy is that of one network, so it has no interval."
+            "in colour."
         ),
     }

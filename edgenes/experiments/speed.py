@@ -388,10 +388,11 @@ def goal_sentence(
             f"with {decided} pairs no p is below {2.0 ** (1 - decided):.2g}."
         )
     runs = listed(_goal_reached(times, system) for system in SYSTEMS)
+    seeds = counted(first["EdgeNES"], "seed")
     return (
         "The goal, the mean accuracy of DartsEns at its end "
         f"({times['threshold_percent'].iloc[0]:.1f} %), is reached by {runs}. A run that does not "
-        f"reach it counts as later than its end. EdgeNES is first in {counted(first['EdgeNES'], 'seed')} and "
+        f"reach it counts as later than its end. EdgeNES is first in {seeds} and "
         f"DartsEns in {first['DartsEns']}; {undecided} {agreeing(undecided, 'is', 'are')} "
         f"undecided. {test}"
     )

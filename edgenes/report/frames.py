@@ -235,7 +235,9 @@ def progress_sentence(
     }
     sentences = [f"{name}: {text}." for name, text in parts.items() if text]
     if 1 in there.values():
-        sentences.append("One seed decides nothing; its numbers are in the table alone.")
+        sentences.append(
+            "One seed decides nothing: its numbers are shown, and no sentence is made of them."
+        )
     return " ".join(sentences)
 
 

@@ -268,7 +268,14 @@ def readable(
     frame: pd.DataFrame,
     table: str = "",  # its name, for the words and units that depend on it
 ) -> Readable:
-    """The same table for a reader: headers in words, means with their spread, three digits."""
+    """The same table for a reader: headers in words, means with their spread, three digits.
+
+    The p that decides stands beside the difference, where a narrow page still shows it.
+    """
+    if {"difference", "p_holm"} <= set(frame):
+        p_holm = frame["p_holm"]
+        frame = frame.drop(columns="p_holm")
+        frame.insert(frame.columns.get_loc("difference") + 1, "p_holm", p_holm)
     spreads = {column: _spread_columns(frame, column) for column in frame}
     folded = {deviation for deviation, _ in spreads.values()}
     folded |= {end for _, interval in spreads.values() if interval for end in interval}
