@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TITLE', 'REFERENCE', 'plans', 'frame', 'table', 'complete_runs', 'compare_systems', 'composition',
            'composition_table', 'published_table', 'cost_figure', 'seeds_figure', 'ranking_sentences',
-           'variants_sentence', 'deep_ensemble_sentence', 'composition_sentences', 'mixed_sentence', 'result']
+           'left_out_sentence', 'variants_sentence', 'deep_ensemble_sentence', 'composition_sentences',
+           'mixed_sentence', 'result']
 
 # %% ../../nbs/experiments/quality.ipynb #a7a9004
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from matplotlib.patches import Patch
 
 from ..core import read_json
 from ..report.frames import COSTS, METRICS, accuracy_of, system_frame, system_records
-from ..report.phrases import counted, interval_in_words, listed
+from ..report.phrases import agreeing, counted, interval_in_words, listed
 from ..report.plots import figure, interval_bar
 from ..report.result import Result
 from edgenes.statistics import (
@@ -94,8 +95,9 @@ def complete_runs(
 ) -> pd.DataFrame:
     """The runs that are compared: seeds, and the systems that have all of them.
 
-    Of the sets of seeds that a system has, the one with the most runs counts. All runs where
-    EdgeNES is missing.
+    Of the sets of seeds that a system has, the one with the most runs counts. Sets that can be
+    tested, with two seeds of two systems or more, go before all others. All runs where EdgeNES is
+    missing.
     """
     there = runs.groupby("system", observed=True)["seed"].agg(frozenset)
     there.index = there.index.astype(str)
@@ -105,8 +107,12 @@ def complete_runs(
     def systems_with(seeds: frozenset[int]) -> list[str]:
         return [system for system, own in there.items() if seeds <= own]
 
-    choices = [seeds for seeds in dict.fromkeys(there) if seeds <= there[REFERENCE]]
-    seeds = max(choices, key=lambda seeds: len(seeds) * len(systems_with(seeds)))
+    def usefulness(seeds: frozenset[int]) -> tuple[bool, int]:
+        systems = systems_with(seeds)
+        can_be_tested = min(len(seeds), len(systems)) >= 2
+        return can_be_tested, len(seeds) * len(systems)
+
+    seeds = max((own for own in dict.fromkeys(there) if own <= there[REFERENCE]), key=usefulness)
     return runs[runs["seed"].isin(seeds) & runs["system"].isin(systems_with(seeds))]
 
 
@@ -352,6 +358,25 @@ def ranking_sentences(
     return sentences
 
 
+def left_out_sentence(
+    runs: pd.DataFrame,  # of `frame`
+    complete: pd.DataFrame,  # of `complete_runs`
+) -> list[str]:
+    """Which systems and seeds are not compared; nothing where all are."""
+    compared = complete["seed"].nunique()
+    there = set(runs["system"])
+    systems = [name for name in SYSTEMS if name in there - set(complete["system"])]
+    seeds = sorted(set(runs["seed"]) - set(complete["seed"]))
+    parts = []
+    if systems:
+        lack = agreeing(len(systems), "lacks", "lack")
+        parts.append(f"{listed(systems)}, which {lack} one of the {counted(compared, 'seed')}")
+    if seeds:
+        name = agreeing(len(seeds), "seed", "seeds")
+        parts.append(f"{name} {listed(map(str, seeds))}, which not all systems have")
+    return [f"The comparison leaves out {', and '.join(parts)}."] if parts else []
+
+
 def variants_sentence(
     quality: pd.DataFrame,  # of `table`, indexed by system
 ) -> list[str]:
@@ -422,7 +447,7 @@ def composition_sentences(
         f"{100 * deep['search_share']:.0f} %.",
     ]
     searches = deep_retrainings["seed"].nunique()
-    if searches < 2:
+    if searches < 2 or len(deep_retrainings) == searches:  # one retraining of each
         return sentences
     between, within = components(deep_retrainings, "percent", "seed")
     sentences.append(
@@ -436,8 +461,8 @@ def composition_sentences(
 def mixed_sentence(
     model: pd.DataFrame | None,  # of `mixed_model`
 ) -> list[str]:
-    """What a mixed model over all runs adds to the paired tests; nothing without one."""
-    if model is None:
+    """What a mixed model adds to the paired tests; nothing without one, or where its fit failed."""
+    if model is None or not model["converged"].all():
         return []
     apart = model[(model["ci_low"] > 0) | (model["ci_high"] < 0)]
     effects = [
@@ -475,6 +500,7 @@ def _sentences(
     tests = tables.get("T2_tests_accuracy")
     sentences = [
         *ranking_sentences(quality, seeds, wanted),
+        *left_out_sentence(runs, complete),
         *variants_sentence(quality),
         *deep_ensemble_sentence(quality, tests),
         *composition_sentences(made_of, deep_retrainings),
@@ -510,7 +536,9 @@ def _tables(
 def _count_systems(records: Records) -> int:
     """How many systems the profile of a results folder compares."""
     path = records.folder / "profile.json"
-    name = read_json(path).get("name") if path.is_file() else None
+    described = read_json(path) if path.is_file() else {}
+    # `profile_of` knows no profile with changed parameters, and those leave its systems.
+    name = str(described.get("name")) if isinstance(described, dict) else ""
     return len(PROFILES[name].systems if name in PROFILES else SYSTEMS)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .claims import CANNOT, NOT_RUN
 from .dial import Position, caption, picture, positions
 from .frames import hypernetwork_records
 from .hours import hours_result
-from .phrases import agreeing, counted
+from .phrases import agreeing, contrast, counted
 from .readme import LONG, leading_profile
 from .result import Result, record_name, save_result
 from .tables import readable
@@ -46,13 +47,26 @@ def about(
         return []
     profile = read_json(profile_path)
     splits = read_json(splits_path) if splits_path.is_file() else {}
+    seeds = _seeds(records)
+    with _other_forms_refused(records):
+        return [_data_sentence(profile, splits), _budget_sentence(profile, seeds)]
+
+
+@contextmanager
+def _other_forms_refused(records: Records) -> Iterator[None]:
+    """Raises `EdgenesError` where what is read from profile.json or splits.json is not there."""
     try:
-        return [_data_sentence(profile, splits), _budget_sentence(profile, records)]
-    except (LookupError, TypeError, AttributeError) as error:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise EdgenesError(
-            f"{profile_path} is not a profile, or {splits_path.name} no splits "
+            f"{records.folder / 'profile.json'} is not a profile, or splits.json no splits "
             f"({type(error).__name__}: {error}): restore them"
         ) from error
+
+
+def _seeds(records: Records) -> set[int]:
+    """The seeds of all systems of a results folder."""
+    return {record["inputs"]["seed"] for record in all_records(records, "system")}
 
 
 def lead(
@@ -65,8 +79,7 @@ def lead(
         "edges that another one is asked to share. In quotes stands a claim, behind it what was "
         "found here."
     )
-    seeds = {record["inputs"]["seed"] for record in all_records(records, "system")}
-    if len(seeds) == 1:
+    if len(_seeds(records)) == 1:
         text += " One seed decides nothing: this folder shows how the evidence is made."
     return text
 
@@ -84,11 +97,10 @@ def _data_sentence(profile: Mapping[str, Any], splits: Mapping[str, Any]) -> str
     return f"{sentence}."
 
 
-def _budget_sentence(profile: Mapping[str, Any], records: Records) -> str:
+def _budget_sentence(profile: Mapping[str, Any], seeds: set[int]) -> str:
     budget = profile["budget"]
     search = budget["darts"]
     images = f"{search['images']:,}" if search["images"] else "all"
-    seeds = {record["inputs"]["seed"] for record in all_records(records, "system")}
     return (
         f"Budgets: {search['epochs']} epochs of search and {budget['hypernetwork']['epochs']} of "
         f"the hypernetwork on {images} of the training images, "
@@ -134,11 +146,10 @@ def _cost_sentence(ours: pd.Series, theirs: pd.Series) -> str:
     def compared(ratio: float) -> str:
         return f"{'cheaper' if ratio < 1 else 'dearer'} ({ratio:.2f} times the cost)"
 
-    contrast = "but" if (search < 1) != (total < 1) else "and"
     return (
         f"Against the independent searches of DartsEns, the search of EdgeNES is "
-        f"{compared(search)}, {contrast} EdgeNES in all, with the retraining of every candidate, "
-        f"is {compared(total)}."
+        f"{compared(search)}, {contrast(search, total)} EdgeNES in all, with the retraining of "
+        f"every candidate, is {compared(total)}."
     )
 
 # %% ../../nbs/report/page.ipynb #aaa8019
@@ -335,12 +346,17 @@ def dial_subject(
     records: Records,
     seed: int,  # of the hypernetwork
 ) -> str:
-    """Whose dial it is, in a few words: "cifar100 (means of 2 x 2 pixels), profile cpu, seed 0"."""
+    """Whose dial it is, in a few words: "cifar100 (means of 2 x 2 pixels), profile cpu, seed 0".
+
+    Raises `EdgenesError` where profile.json is of another form.
+    """
     path = records.folder / "profile.json"
-    data = read_json(path)["data"] if path.is_file() else {}
-    words = data.get("source", "unknown data")
-    if data.get("downscale", 1) > 1:
-        words += " (means of {0} x {0} pixels)".format(data["downscale"])
+    profile = read_json(path) if path.is_file() else {"data": {}}
+    with _other_forms_refused(records):
+        data = profile["data"]
+        words = data.get("source", "unknown data")
+        if data.get("downscale", 1) > 1:
+            words += " (means of {0} x {0} pixels)".format(data["downscale"])
     return f"{words}, profile {records.folder.name}, seed {seed}"
 
 
@@ -365,18 +381,20 @@ def write_report(
     """Makes tables, figures, report.html and dial.html of a folder anew; needs no data.
 
     Returns the paths that it wrote, report.html last. Raises `EdgenesError` for a record that was
-    edited, even where no table reads it.
+    edited, even where no table reads it, and where profile.json or splits.json is of another form.
     """
     records = Records(folder)
     for path in records.paths():
         records.read(path)
+    about(records)  # refuses bad files before anything is written
+    earlier = _made_by_reports(records)
     verdicts = claims_result(results, published or {})
     hours = hours_result(records)
     if not hours.tables["hours"].empty:
         results = {**results, "hours": hours}
     saved = [*results.values(), verdicts]
     paths = [path for result in saved for path in save_result(records, result)]
-    _remove_unsupported(records, paths)
+    _remove_unsupported(earlier, paths)
     hypernetworks = hypernetwork_records(records)
     if hypernetworks:
         seed = min(record["inputs"]["seed"] for record in hypernetworks)
@@ -387,11 +405,24 @@ def write_report(
     return paths
 
 
-def _remove_unsupported(records: Records, written: Iterable[Path]) -> None:
+def _made_by_reports(records: Records) -> list[Path]:
+    """The NAME.json of each table and figure of a report: it says what they were made from."""
+
+    def is_of_report(path: Path) -> bool:
+        try:
+            content = read_json(path)
+        except EdgenesError:  # a file of another kind
+            return False
+        return isinstance(content, dict) and "made_from" in content
+
+    folders = (records.folder / kind for kind in ("tables", "figures"))
+    return [path for folder in folders for path in folder.glob("*.json") if is_of_report(path)]
+
+
+def _remove_unsupported(earlier: Iterable[Path], written: Iterable[Path]) -> None:
     """Deletes the tables and figures of earlier reports that were not written again."""
-    names = {path.stem for path in written}
-    for kind in ("tables", "figures"):
-        for path in (records.folder / kind).glob("*"):
-            being_written = path.name.startswith(".")  # by another process
-            if path.stem not in names and not being_written:
-                path.unlink(missing_ok=True)
+    names = {path.with_suffix("") for path in written}
+    for path in earlier:
+        if path.with_suffix("") not in names:
+            for ending in (".csv", ".svg", ".png", ".json"):  # last what says whose they are
+                path.with_suffix(ending).unlink(missing_ok=True)

@@ -14,10 +14,12 @@ from typing import TypeAlias
 import pandas as pd
 
 from ..core import read_json
-from .phrases import agreeing, listed
+from .claims import compared_means
+from .phrases import contrast, counted, listed
 from .verdicts import HEADINGS, counts_sentence, heading_of
 from ..statistics import LEVEL, least_p_holm, seeds_to_decide
 from ..study.profiles import get_profile
+from ..study.systems import EDGENES_VARIANTS
 
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
@@ -63,19 +65,25 @@ class Control:
 
 @dataclass(frozen=True)
 class Comparison:
-    """EdgeNES beside the other systems of T2; accuracies are means over seeds, in percent."""
+    """EdgeNES beside what it is compared with; accuracies are means over `seeds`, in percent."""
 
     profile: str
     heading: str  # of the claim that EdgeNES is ahead of other ensembles
     seeds: int
     comparisons: int  # systems that EdgeNES is compared with
     edgenes_percent: float
-    best_system: str
+    best_system: str  # of the other ensembles
     best_percent: float
     random_percent: float  # of Random-NES, the best n of N random architectures
     random_cost_ratio: float  # its total cost over that of EdgeNES
-    significant: tuple[str, ...]  # systems that differ from EdgeNES after Holm's correction
+    worse: tuple[str, ...]  # systems that EdgeNES is ahead of, significant after Holm's correction
+    better: tuple[str, ...]  # systems that it is behind of, likewise
     can_decide: bool  # whether so many seeds could make a difference significant
+
+    @property
+    def significant(self) -> tuple[str, ...]:
+        """All systems that differ from EdgeNES."""
+        return (*self.worse, *self.better)
 
 
 @dataclass(frozen=True)
@@ -165,25 +173,30 @@ def _control(folder: Path, leading: str) -> Control:
 
 def _comparison(folder: Path, profile: str) -> Comparison:
     tables = folder / profile / "tables"
-    systems = pd.read_csv(tables / "T2.csv").set_index("system")
-    tests = pd.read_csv(tables / "T2_tests_accuracy.csv").set_index("system")
-    accuracy = systems["accuracy_percent"]
-    total = systems["total_seconds"]
-    significant = tests[tests["p_holm"] < LEVEL]
+    systems = pd.read_csv(tables / "T2.csv")
+    tests = pd.read_csv(tables / "T2_tests_accuracy.csv")
+    accuracy = compared_means(systems, tests)
+    total = systems.set_index("system")["total_seconds"]
+    ensembles = accuracy.drop(["EdgeNES", *_SINGLE], errors="ignore")
+    significant = tests[tests["p_holm"] < LEVEL].set_index("system")["difference"]
+    worse = significant.index[significant < 0]
+    better = significant.index[significant > 0]
     can_decide = bool(least_p_holm(tests).min() < LEVEL)
-    ahead = significant[significant["difference"] < 0].index.difference(_SINGLE)
-    heading = "Holds" if len(ahead) else "Not found" if can_decide else "Open"
+    heading = "Not found" if can_decide else "Open"
+    if len(worse.difference((*_SINGLE, *EDGENES_VARIANTS))) and not len(better):
+        heading = "Holds"
     return Comparison(
         profile=profile,
         heading=heading,
         seeds=int(tests["n"].min()),
         comparisons=len(tests),
         edgenes_percent=accuracy["EdgeNES"],
-        best_system=str(accuracy.drop("EdgeNES").idxmax()),
-        best_percent=accuracy.drop("EdgeNES").max(),
+        best_system=str(ensembles.idxmax()),
+        best_percent=ensembles.max(),
         random_percent=accuracy["Random-NES"],
         random_cost_ratio=total["Random-NES"] / total["EdgeNES"],
-        significant=tuple(significant.index),
+        worse=tuple(worse),
+        better=tuple(better),
         can_decide=can_decide,
     )
 
@@ -219,7 +232,7 @@ def _control_text(numbers: KeyNumbers) -> str:
 
 
 def _cost_text(numbers: KeyNumbers) -> str:
-    but = "but" if (numbers.search_ratio < 1) != (numbers.total_ratio < 1) else "and"
+    but = contrast(numbers.search_ratio, numbers.total_ratio)
     return (
         f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as the independent "
         f"searches of DartsEns ({numbers.search_epochs}), {but} with the retraining of every "
@@ -244,11 +257,13 @@ def _comparison_text(compared: Comparison, where: str = "") -> str:
         )
     if not compared.significant:
         return f"{text}None of {compared.comparisons} differences is significant."
-    are = agreeing(len(compared.significant), "is", "are")
-    apart = listed(f"the difference from {system}" for system in compared.significant)
+    sides = {"ahead of": compared.worse, "behind": compared.better}
+    found = [f"{side} {listed(systems)}" for side, systems in sides.items() if systems]
+    are_all = len(compared.significant) == compared.comparisons
+    rest = "" if are_all else "; no other difference is significant"
     return (
-        f"{text}EdgeNES was compared with {compared.comparisons} systems: only {apart} {are} "
-        "significant."
+        f"{text}EdgeNES was compared with {counted(compared.comparisons, 'system')}: it is "
+        f"significantly {', and '.join(found)}{rest}."
     )
 
 
@@ -282,17 +297,26 @@ def systems_table(
         if name not in systems.index:  # not every profile compares every system
             continue
         row = systems.loc[name]
-        interval = f"{row['accuracy_ci_low']:.1f}–{row['accuracy_ci_high']:.1f}"
         cells = [
             name,
             description,
             f"{row['n']:.0f}",
-            f"{row['accuracy_percent']:.1f} ± {row['accuracy_sd']:.1f} ({interval})",
+            _with_spread(row),
             f"{row['nll_nats']:.2f}",
             f"{row['total_seconds']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _with_spread(row: pd.Series) -> str:
+    """The accuracy of a row of T2; few seeds have no interval, and one has no deviation."""
+    text = f"{row['accuracy_percent']:.1f}"
+    if math.isfinite(row["accuracy_sd"]):
+        text += f" ± {row['accuracy_sd']:.1f}"
+    if math.isfinite(row["accuracy_ci_low"]):
+        text += f" ({row['accuracy_ci_low']:.1f}–{row['accuracy_ci_high']:.1f})"
+    return text
 
 # %% ../../nbs/report/readme.ipynb #a39d97e5
 def run_hours(
