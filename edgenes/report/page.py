@@ -101,9 +101,15 @@ def _budget_sentence(profile: Mapping[str, Any], seeds: set[int]) -> str:
     budget = profile["budget"]
     search = budget["darts"]
     images = f"{search['images']:,}" if search["images"] else "all"
+    optima = profile["sizes"].get("optima", 1)
+    best_of = f" (alpha* is the best of {optima} searches)" if optima > 1 else ""
+    relaxation = ""
+    if search.get("relaxation", "faithful") != "faithful":
+        relaxation = f", by the {search['relaxation']} relaxation in place of the paper's"
     return (
-        f"Budgets: {search['epochs']} epochs of search and {budget['hypernetwork']['epochs']} of "
-        f"the hypernetwork on {images} of the training images, "
+        f"Budgets: {search['epochs']} epochs of search{best_of} and "
+        f"{budget['hypernetwork']['epochs']} of the hypernetwork{relaxation}, on {images} of the "
+        "training images; "
         f"{budget['retrain']['epochs']} of retraining; "
         f"N = {budget['candidates']} candidates, ensembles of n = {budget['members']}, "
         f"selection by {budget['criterion']}; "

@@ -24,7 +24,7 @@ from ..study.systems import EDGENES_VARIANTS
 # %% auto #0
 __all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
            'key_numbers', 'in_short', 'by_heading', 'systems_table', 'run_hours', 'shows_regimes', 'OwnTrials',
-           'own_trials', 'own_trials_table', 'own_trials_beside']
+           'own_trials', 'own_trials_table', 'own_trials_answer', 'own_trials_sentence', 'own_trials_beside']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -96,6 +96,7 @@ class KeyNumbers:
     quick_comparison: Comparison | None  # where the leading profile cannot decide
     search_ratio: float  # cost of the searches of EdgeNES over that of the searches of DartsEns
     total_ratio: float  # the same in all, with the retraining of every candidate
+    quick_ratios: tuple[float, float] | None  # both in the quick profile, where another leads
     search_epochs: str  # of both searches of EdgeNES, and of those of DartsEns
     published_search_epochs: str  # the same in the paper
     published_search_ratio: float  # of those epochs
@@ -115,8 +116,7 @@ def key_numbers(
     tables = folder / profile / "tables"
     systems = pd.read_csv(tables / "T2.csv").set_index("system")
     published = read_json(folder / "published.json")["paper"]["T2"]
-    ours = systems.loc["EdgeNES"]
-    theirs = systems.loc["DartsEns"]
+    search_ratio, total_ratio = _cost_ratios(folder, profile)
     comparison = _comparison(folder, profile)
     is_open = profile != QUICK and not comparison.can_decide
     return KeyNumbers(
@@ -124,8 +124,9 @@ def key_numbers(
         control=_control(folder, profile),
         comparison=comparison,
         quick_comparison=_comparison(folder, QUICK) if is_open else None,
-        search_ratio=ours["search_seconds"] / theirs["search_seconds"],
-        total_ratio=ours["total_seconds"] / theirs["total_seconds"],
+        search_ratio=search_ratio,
+        total_ratio=total_ratio,
+        quick_ratios=None if profile == QUICK else _cost_ratios(folder, QUICK),
         search_epochs=_search_epochs(profile),
         published_search_epochs=_search_epochs("paper"),
         published_search_ratio=_epochs_ratio("paper"),
@@ -133,6 +134,13 @@ def key_numbers(
         published_one_network_percent=published["DARTS"]["accuracy"][0],
         claims=pd.read_csv(tables / "claims.csv"),
     )
+
+
+def _cost_ratios(folder: Path, profile: str) -> tuple[float, float]:
+    """The cost of EdgeNES over that of DartsEns: of the searches, and in all."""
+    systems = pd.read_csv(folder / profile / "tables" / "T2.csv").set_index("system")
+    ratios = systems.loc["EdgeNES"] / systems.loc["DartsEns"]
+    return float(ratios["search_seconds"]), float(ratios["total_seconds"])
 
 
 def _search_epochs(profile: str) -> str:
@@ -213,7 +221,7 @@ def in_short(
     if quick is not None:
         where = f" in the short trainings of `{quick.profile}` ({quick.seeds} seeds)"
         topics.append((quick.heading, _comparison_text(quick, where)))
-    where = "" if quick is None else " in longer trainings"
+    where = "" if quick is None else f" in the longer trainings of `{numbers.profile}`"
     topics.append((numbers.comparison.heading, _comparison_text(numbers.comparison, where)))
     if numbers.profile == QUICK:
         topics.append(("Open", _outlook_text(numbers)))
@@ -233,12 +241,18 @@ def _control_text(numbers: KeyNumbers) -> str:
 
 def _cost_text(numbers: KeyNumbers) -> str:
     but = contrast(numbers.search_ratio, numbers.total_ratio)
+    optima = get_profile(numbers.profile).sizes.optima
+    best_of = f"; each optimum is the best of {optima} searches" if optima > 1 else ""
+    in_quick = ""
+    if numbers.quick_ratios is not None:
+        search, total = numbers.quick_ratios
+        in_quick = f" In `{QUICK}` it is {search:.2f} and {total:.2f} times."
     return (
-        f"a cheaper search. It costs {numbers.search_ratio:.2f} times as much as the independent "
-        f"searches of DartsEns ({numbers.search_epochs}), {but} with the retraining of every "
-        f"candidate EdgeNES costs {numbers.total_ratio:.2f} times as much as DartsEns. By the "
-        f"epochs of the paper ({numbers.published_search_epochs}) its search would cost "
-        f"{numbers.published_search_ratio:.2f} times as much."
+        f"a cheaper search, at these budgets. It costs {numbers.search_ratio:.2f} times as much as "
+        f"the independent searches of DartsEns ({numbers.search_epochs}{best_of}), {but} with the "
+        f"retraining of every candidate EdgeNES costs about {numbers.total_ratio:.2f} times as "
+        f"much.{in_quick} By the epochs of the paper ({numbers.published_search_epochs}) the "
+        f"search would cost {numbers.published_search_ratio:.2f} times as much."
     )
 
 
@@ -352,6 +366,7 @@ class OwnTrials:
     budget_seconds: int  # processor seconds of a fit
     is_default: bool  # False: independent members, whose step size falls once an epoch
     trials: int
+    hatched: int  # trials in which all members go on from one network
     differences: Mapping[tuple[str, str], _Interval]  # by the other system and the unit
 
 
@@ -361,6 +376,9 @@ def own_trials(
     """The trials on own images, by budget and strategy."""
     tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
     is_shown = tests["strategy"].isin(_STRATEGIES) & (tests["space"] == "paper")
+    trials = pd.read_csv(folder / "own" / "tables" / "trials.csv")
+    is_hatched = (trials["chosen"] == "hatch") & (trials["system"] == "ensemble of 3")
+    hatched = trials[is_hatched & trials["counts"] & (trials["space"] == "paper")]
     rows = []
     for (budget, strategy), part in tests[is_shown].groupby(["budget (s)", "strategy"]):
         part = part.set_index(["against", "of"])
@@ -370,6 +388,9 @@ def own_trials(
                 budget_seconds=int(budget),
                 is_default=strategy == "auto",
                 trials=int(part.loc["one network", "n"].min()),
+                hatched=int(
+                    ((hatched["budget (s)"] == budget) & (hatched["strategy"] == strategy)).sum()
+                ),
                 differences=dict(zip(moments.index, map(tuple, moments.to_numpy()))),
             )
         )
@@ -399,6 +420,49 @@ def own_trials_table(
             f"| {row.budget_seconds}{star} | {points} | {nats} | {scaled} | {row.trials} |"
         )
     return "\n".join(lines)
+
+
+def own_trials_answer(
+    rows: Sequence[OwnTrials],  # of `own_trials`
+    rival: str,  # its name in the trials
+) -> tuple[list[int], list[int]]:
+    """The budgets (s) of the default strategy at which the ensemble is ahead on average.
+
+    First those with the higher accuracy, then those with the lower NLL.
+    """
+    more_accurate = []
+    lower_nll = []
+    for row in rows:
+        points = row.differences.get((rival, "points of accuracy"))
+        nats = row.differences.get((rival, "nats of NLL"))
+        if row.is_default and points and points[0] > 0:
+            more_accurate.append(row.budget_seconds)
+        if row.is_default and nats and nats[0] < 0:
+            lower_nll.append(row.budget_seconds)
+    return more_accurate, lower_nll
+
+
+def own_trials_sentence(
+    rows: Sequence[OwnTrials],  # of `own_trials`
+) -> str:
+    """Whether the ensemble is worth it, by the means of the trials; and what its members are."""
+    tried = [row for row in rows if row.is_default]
+    more_accurate, lower_nll = own_trials_answer(rows, "one network")
+    hatched = sum(row.hatched for row in tried)
+    return (
+        f"On average it is more accurate than one network {_at(more_accurate, tried)} and has the "
+        f"lower NLL {_at(lower_nll, tried)}. In {hatched} of {sum(row.trials for row in tried)} "
+        "fits the time is too short for independent members, and all go on from one network."
+    )
+
+
+def _at(budgets: Sequence[int], tried: Sequence[OwnTrials]) -> str:
+    """Budgets in words."""
+    if len(budgets) == len(tried):
+        return "at every budget"
+    if not budgets:
+        return "at none"
+    return f"at {listed(f'{budget:,}' for budget in budgets)} s"
 
 
 def own_trials_beside(

@@ -44,6 +44,9 @@ def seeds_in_words(
     return listed([*map(str, fewer), counted(most, "seed")], "or")
 
 
+_FEW = 3  # so many claims are named in a sentence
+
+
 def counts_sentence(
     table: pd.DataFrame,  # of `claims_table`
 ) -> str:
@@ -56,6 +59,9 @@ def counts_sentence(
         CANNOT: "cannot be decided",
         NOT_RUN: f"{agreeing(counts[NOT_RUN], 'was', 'were')} not tested here",
     }
+    supported = table["name"][table["verdict"] == SUPPORTED]
+    if 0 < len(supported) <= _FEW:
+        words[SUPPORTED] += f" ({listed(supported)})"
     if counts[CANNOT]:
         have = agreeing(counts[CANNOT], "its experiment has", "their experiments have")
         seeds = seeds_in_words(table[table["verdict"] == CANNOT])
