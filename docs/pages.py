@@ -27,18 +27,15 @@ RESULTS = ROOT / "results"
 FIGURE_FOLDERS = [RESULTS / profile / "figures" for profile in ("cpu", "cpu-long")]
 NOT_COMMITTED = ("work", "cache", "notebooks", "demo", "smoke", "again", "mine")
 README_PAGES = {"README": "nbs/index", "README.ru": "nbs/index_ru"}  # written from these notebooks
-RESULT_PAGES = tuple(  # that are read for what they found; their code is folded
-    f"nbs/reading/{name}"
-    for name in (
-        "context",
-        "errata",
-        "own_strategy",
-        "own_trial",
-        "reanalysis",
-        "report",
-        "scaling",
-        "summary",
-    )
+RESULT_PAGES = (  # are read for what they found; their code is folded
+    "nbs/reading/context",
+    "nbs/reading/errata",
+    "nbs/reading/own_strategy",
+    "nbs/reading/own_trial",
+    "nbs/reading/reanalysis",
+    "nbs/reading/report",
+    "nbs/reading/scaling",
+    "nbs/reading/summary",
 )
 PIXELS_PER_INCH = 90  # at which the labels of a figure are as large as text
 
@@ -73,9 +70,11 @@ def prepare_page(app: Sphinx, docname: str, source: list[str]) -> None:
         if cell.cell_type == "code":
             prepare_cell(cell, hide_code=overview, fold_code=fold_code)
             continue
-        if docname.startswith("nbs/experiments/"):  # the answer comes before its code
-            fold_code |= cell.source.startswith("## The answer")
-            fold_code &= not cell.source.startswith("## How it was")
+        if docname.startswith("nbs/experiments/"):  # code is folded between these headings
+            if cell.source.startswith("## The answer"):
+                fold_code = True
+            elif cell.source.startswith("## How it was"):
+                fold_code = False
         cell.source = cite_sources(cell.source)
     notebook.cells = [cell for cell in cells if cell.source or cell.get("outputs")]
     if number := re.match(r"nbs/method/(\d+)_", docname):

@@ -165,3 +165,12 @@ def test_what_another_process_saves_during_a_report_stays(tmp_path, monkeypatch)
     left = {path.stem for path in (tmp_path / "tables").iterdir()}
     assert "T9" in left
     assert "old" not in left
+
+
+def test_a_report_deletes_nothing_of_other_people(tmp_path):
+    own = [tmp_path / "figures" / "my_plot.png", tmp_path / "tables" / "drafts" / "notes.txt"]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    page.write_report(tmp_path, {})
+    assert [path.read_text() for path in own] == ["mine", "mine"]

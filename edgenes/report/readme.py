@@ -378,7 +378,8 @@ def own_trials(
     is_shown = tests["strategy"].isin(_STRATEGIES) & (tests["space"] == "paper")
     trials = pd.read_csv(folder / "own" / "tables" / "trials.csv")
     is_hatched = (trials["chosen"] == "hatch") & (trials["system"] == "ensemble of 3")
-    hatched = trials[is_hatched & trials["counts"] & (trials["space"] == "paper")]
+    counts = is_hatched & trials["counts"] & (trials["space"] == "paper")
+    hatched = trials[counts].groupby(["budget (s)", "strategy"]).size()
     rows = []
     for (budget, strategy), part in tests[is_shown].groupby(["budget (s)", "strategy"]):
         part = part.set_index(["against", "of"])
@@ -388,9 +389,7 @@ def own_trials(
                 budget_seconds=int(budget),
                 is_default=strategy == "auto",
                 trials=int(part.loc["one network", "n"].min()),
-                hatched=int(
-                    ((hatched["budget (s)"] == budget) & (hatched["strategy"] == strategy)).sum()
-                ),
+                hatched=int(hatched.get((budget, strategy), 0)),
                 differences=dict(zip(moments.index, map(tuple, moments.to_numpy()))),
             )
         )
@@ -452,7 +451,7 @@ def own_trials_sentence(
     return (
         f"On average it is more accurate than one network {_at(more_accurate, tried)} and has the "
         f"lower NLL {_at(lower_nll, tried)}. In {hatched} of {sum(row.trials for row in tried)} "
-        "fits the time is too short for independent members, and all go on from one network."
+        "fits the time is too short for independent members: they go on from one network."
     )
 
 
