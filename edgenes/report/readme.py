@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,9 +23,10 @@ from ..study.profiles import get_profile
 from ..study.systems import EDGENES_VARIANTS
 
 # %% auto #0
-__all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'leading_profile', 'Control', 'Comparison', 'KeyNumbers',
-           'key_numbers', 'in_short', 'by_heading', 'systems_table', 'run_hours', 'shows_regimes', 'OwnTrials',
-           'own_trials', 'own_trials_table', 'own_trials_answer', 'own_trials_sentence', 'own_trials_beside']
+__all__ = ['QUICK', 'LONG', 'MAIN_SYSTEMS', 'LEADING_SEEDS', 'ONE_NETWORK', 'RIVALS', 'POINTS', 'NATS', 'UNITS',
+           'leading_profile', 'Control', 'Comparison', 'KeyNumbers', 'key_numbers', 'in_short', 'by_heading',
+           'systems_table', 'run_hours', 'shows_regimes', 'OwnTrials', 'own_trials', 'own_trials_table',
+           'own_trials_ahead', 'own_trials_sentence']
 
 # %% ../../nbs/report/readme.ipynb #43ac6f59
 QUICK = "cpu"
@@ -356,7 +358,16 @@ def shows_regimes(
 
 # %% ../../nbs/report/readme.ipynb #readme10
 _Interval: TypeAlias = tuple[float, float, float]  # mean, and its 95 % interval
-_STRATEGIES = ("auto", "independent (cosine-epochs)")  # the default, and the older one
+ONE_NETWORK = "one network"
+RIVALS = {  # the names in the trials, and in README
+    ONE_NETWORK: "one network",
+    "one network, scaled": "one network, scaled",
+    "residual network": "a residual network",
+    "3 residual networks": "3 residual networks",
+}
+POINTS = "points of accuracy"
+NATS = "nats of NLL"
+UNITS = {POINTS: "accuracy (points)", NATS: "NLL (nats)"}  # likewise
 
 
 @dataclass(frozen=True)
@@ -364,8 +375,7 @@ class OwnTrials:
     """The ensemble minus other systems of its cost, over the trials of one budget."""
 
     budget_seconds: int  # processor seconds of a fit
-    is_default: bool  # False: independent members, whose step size falls once an epoch
-    trials: int
+    pairs: int  # of the ensemble and a rival: one per folder and seed
     hatched: int  # trials in which all members go on from one network
     differences: Mapping[tuple[str, str], _Interval]  # by the other system and the unit
 
@@ -373,27 +383,56 @@ class OwnTrials:
 def own_trials(
     folder: Path,  # results of the project, with a folder `own`
 ) -> list[OwnTrials]:
-    """The trials on own images, by budget and strategy."""
-    tests = pd.read_csv(folder / "own" / "tables" / "tests.csv")
-    is_shown = tests["strategy"].isin(_STRATEGIES) & (tests["space"] == "paper")
-    trials = pd.read_csv(folder / "own" / "tables" / "trials.csv")
+    """The trials of the default strategy on own images, by budget."""
+    tests = _by_default(pd.read_csv(folder / "own" / "tables" / "tests.csv"))
+    trials = _by_default(pd.read_csv(folder / "own" / "tables" / "trials.csv"))
     is_hatched = (trials["chosen"] == "hatch") & (trials["system"] == "ensemble of 3")
-    counts = is_hatched & trials["counts"] & (trials["space"] == "paper")
-    hatched = trials[counts].groupby(["budget (s)", "strategy"]).size()
+    hatched = trials[is_hatched & trials["counts"]].groupby("budget (s)").size()
     rows = []
-    for (budget, strategy), part in tests[is_shown].groupby(["budget (s)", "strategy"]):
+    for budget, part in tests.groupby("budget (s)"):
         part = part.set_index(["against", "of"])
         moments = part[["difference", "ci_low", "ci_high"]]
         rows.append(
             OwnTrials(
                 budget_seconds=int(budget),
-                is_default=strategy == "auto",
-                trials=int(part.loc["one network", "n"].min()),
-                hatched=int(hatched.get((budget, strategy), 0)),
+                pairs=int(part.loc[ONE_NETWORK, "n"].min()),
+                hatched=int(hatched.get(budget, 0)),
                 differences=dict(zip(moments.index, map(tuple, moments.to_numpy()))),
             )
         )
     return rows
+
+
+def _by_default(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the default strategy and search space of the estimator."""
+    return rows[(rows["strategy"] == "auto") & (rows["space"] == "paper")]
+
+
+def own_trials_table(
+    trials: Sequence[OwnTrials],  # of `own_trials`
+    rivals: Mapping[str, str] = RIVALS,  # the names to show
+    units: Mapping[str, str] = UNITS,  # likewise
+    headers: tuple[str, str, str] = ("ensemble minus", "", "{seconds:,} s ({pairs} pairs)"),
+) -> str:
+    """The trials as a Markdown table: a row per rival and unit, a column per budget."""
+    budgets = [
+        headers[2].format(seconds=trial.budget_seconds, pairs=trial.pairs) for trial in trials
+    ]
+    lines = [
+        _table_row([*headers[:2], *budgets]),
+        _table_row(["---", "---", *["--:"] * len(trials)]),
+    ]
+    for rival, unit in product(rivals, units):
+        if (rival, unit) == ("one network, scaled", POINTS):
+            continue  # a temperature leaves every answer as it is
+        digits = 1 if unit == POINTS else 2
+        cells = [_with_interval(trial.differences.get((rival, unit)), digits) for trial in trials]
+        lines.append(_table_row([rivals[rival], units[unit], *cells]))
+    return "\n".join(lines)
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _with_interval(values: _Interval | None, digits: int) -> str:
@@ -404,54 +443,34 @@ def _with_interval(values: _Interval | None, digits: int) -> str:
     return mean if math.isnan(values[1]) else f"{mean} ({low} to {high})"
 
 
-def own_trials_table(
-    rows: Sequence[OwnTrials],  # of `own_trials`
-    headers: tuple[str, ...],  # five: seconds, accuracy, NLL, NLL of a scaled network, pairs
-) -> str:
-    """The trials beside one network, as a Markdown table; a star marks the older strategy."""
-    lines = ["| " + " | ".join(headers) + " |", "|--:|--:|--:|--:|--:|"]
-    for row in rows:
-        star = "" if row.is_default else "*"
-        points = _with_interval(row.differences.get(("one network", "points of accuracy")), 1)
-        nats = _with_interval(row.differences.get(("one network", "nats of NLL")), 2)
-        scaled = _with_interval(row.differences.get(("one network, scaled", "nats of NLL")), 2)
-        lines.append(
-            f"| {row.budget_seconds}{star} | {points} | {nats} | {scaled} | {row.trials} |"
-        )
-    return "\n".join(lines)
-
-
-def own_trials_answer(
-    rows: Sequence[OwnTrials],  # of `own_trials`
-    rival: str,  # its name in the trials
+def own_trials_ahead(
+    trials: Sequence[OwnTrials],  # of `own_trials`
 ) -> tuple[list[int], list[int]]:
-    """The budgets (s) of the default strategy at which the ensemble is ahead on average.
+    """The budgets (s) at which the ensemble is ahead of one network on average.
 
     First those with the higher accuracy, then those with the lower NLL.
     """
     more_accurate = []
     lower_nll = []
-    for row in rows:
-        points = row.differences.get((rival, "points of accuracy"))
-        nats = row.differences.get((rival, "nats of NLL"))
-        if row.is_default and points and points[0] > 0:
-            more_accurate.append(row.budget_seconds)
-        if row.is_default and nats and nats[0] < 0:
-            lower_nll.append(row.budget_seconds)
+    for trial in trials:
+        if trial.differences[ONE_NETWORK, POINTS][0] > 0:
+            more_accurate.append(trial.budget_seconds)
+        if trial.differences[ONE_NETWORK, NATS][0] < 0:
+            lower_nll.append(trial.budget_seconds)
     return more_accurate, lower_nll
 
 
 def own_trials_sentence(
-    rows: Sequence[OwnTrials],  # of `own_trials`
+    trials: Sequence[OwnTrials],  # of `own_trials`
 ) -> str:
     """Whether the ensemble is worth it, by the means of the trials; and what its members are."""
-    tried = [row for row in rows if row.is_default]
-    more_accurate, lower_nll = own_trials_answer(rows, "one network")
-    hatched = sum(row.hatched for row in tried)
+    more_accurate, lower_nll = own_trials_ahead(trials)
+    hatched = sum(trial.hatched for trial in trials)
+    pairs = sum(trial.pairs for trial in trials)
     return (
-        f"On average it is more accurate than one network {_at(more_accurate, tried)} and has the "
-        f"lower NLL {_at(lower_nll, tried)}. In {hatched} of {sum(row.trials for row in tried)} "
-        "fits the time is too short for independent members: they go on from one network."
+        f"On average it is more accurate than one network {_at(more_accurate, trials)} and has "
+        f"the lower NLL {_at(lower_nll, trials)}. In {hatched} of {pairs} fits the time is too "
+        "short for independent members: they go on from one network."
     )
 
 
@@ -462,18 +481,3 @@ def _at(budgets: Sequence[int], tried: Sequence[OwnTrials]) -> str:
     if not budgets:
         return "at none"
     return f"at {listed(f'{budget:,}' for budget in budgets)} s"
-
-
-def own_trials_beside(
-    rows: Sequence[OwnTrials],  # of `own_trials`
-    rival: str,  # its name in the trials
-    words: str = "{seconds} s {points:+.1f} points, {nats:+.2f} nats",  # of one budget
-) -> str:  # empty where it was not tried
-    """The mean differences from a rival, for each budget of the default strategy."""
-    parts = []
-    for row in rows:
-        points = row.differences.get((rival, "points of accuracy"))
-        nats = row.differences.get((rival, "nats of NLL"))
-        if row.is_default and points and nats:
-            parts.append(words.format(seconds=row.budget_seconds, points=points[0], nats=nats[0]))
-    return "; ".join(parts)
