@@ -44,7 +44,7 @@ test: $(READY_DEV) ## format and lint, run the notebooks of the library as tests
 	$(BIN)/ruff format --check $(BY_HAND)
 	$(BIN)/ruff check $(BY_HAND)
 	$(BIN)/nbdev-test --n-workers 2 --do-print --skip-folder-re '^[_.]'
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 readme: $(READY_DEV) ## write README.md and README.ru.md from nbs/index.ipynb and nbs/index_ru.ipynb, whose links are relative to nbs/
 	for lang in '' _ru; do $(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input --stdout nbs/index$$lang.ipynb | sed 's|](\.\./|](|g' | cat -s > README.part || { rm README.part; exit 1; }; mv README.part README$${lang/_/.}.md; done
@@ -57,12 +57,13 @@ site: $(READY_DEV) ## write all notebooks, reports and docstrings as HTML with s
 venv: $(READY_DEV) ## build .venv for development from the lock; EXTRAS=dev,scale adds what a cluster needs (Python 3.11 or newer)
 
 # setuptools comes first and from the lock, so that the build of the package itself is pinned as well.
+# --no-compile: Python compiles a module when it is first imported, and most of what is installed never is.
 .venv/.ready-%: requirements.lock settings.ini pyproject.toml setup.py
 	$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgenes needs Python 3.10 or newer, for instance: make PY=python3.11")'
 	test -x $(BIN)/pip || $(PY) -m venv .venv
 	@echo "installing into .venv: minutes, about 6 GB on Linux, where torch brings CUDA; PIP_ARGS can name an index of CPU wheels"
-	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock setuptools
-	$(PIP) install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$*]'
+	$(PIP) install --quiet --no-compile $(PIP_ARGS) -c requirements.lock setuptools
+	$(PIP) install --quiet --no-compile $(PIP_ARGS) -c requirements.lock --no-build-isolation -e '.[$*]'
 	touch $@ $(if $(findstring dev,$*),.venv/.ready-notebooks)
 
 lock: ## pin the requirements of settings.ini anew; present pins stay unless UPGRADE=--upgrade is given

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 import tempfile
+import warnings
 from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import; a help text or an error should not wait for it
 
 # %% auto #0
-__all__ = ['printable', 'EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'derive_seed', 'stream', 'seed_at',
-           'write_atomic', 'redraws', 'write_json', 'read_json', 'content_hash']
+__all__ = ['printable', 'EdgenesError', 'Diverged', 'require', 'shown', 'check_int', 'warn_caller', 'derive_seed', 'stream',
+           'seed_at', 'write_atomic', 'redraws', 'write_json', 'read_json', 'content_hash']
 
 # %% ../nbs/method/00_core.ipynb #29d2005
 def printable(
@@ -84,6 +87,23 @@ def check_int(
     )
     return number
 
+# %% ../nbs/method/00_core.ipynb #d8c014a8
+def warn_caller(
+    message: str,  # what the user should know
+) -> None:
+    """A warning that names the innermost line outside of this package."""
+    level = 2  # as `warnings.warn` counts: the caller of this function
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    """Whether a module is of this package, or one that calls a block of it at its end."""
+    return module.split(".")[0] in ("edgenes", "contextlib")
+
 # %% ../nbs/method/00_core.ipynb #29d2018
 def derive_seed(
     *name: int | str,  # names the use; NumPy's integers count as Python's
@@ -112,10 +132,13 @@ def stream(
 
 def seed_at(
     seed: int,  # of an experiment
-    place: int = 0,  # of a run among those that belong to the seed, below 1000
+    place: int = 0,  # of a run among those that belong to the seed, 0..999
 ) -> int:
-    """The seed of one of the runs of an experiment, short enough to be read in its record."""
-    return 1000 * seed + place
+    """The seed of one of the runs of an experiment, short enough to be read in its record.
+
+    `EdgenesError` for a place from 1000 on: it would give a seed of the next experiment.
+    """
+    return 1000 * seed + check_int(place, "the place of a run", 0, 999)
 
 # %% ../nbs/method/00_core.ipynb #29d2021
 def write_atomic(
@@ -125,9 +148,14 @@ def write_atomic(
     """Writes a file in one step.
 
     Afterwards the file holds the new content. After an `EdgenesError` (no permission, disk full,
-    impossible name) it holds what it held before.
+    impossible name) it holds what it held before. A link gives way to the file, and what it leads
+    to stays as it was; a folder, a device or a pipe is refused.
     """
     path = Path(path)
+    require(
+        not os.path.lexists(path) or os.path.isfile(path) or os.path.islink(path),
+        f"cannot write {path}: it is no regular file; give another name",
+    )
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +197,7 @@ def write_json(
     """Writes JSON in one step, keys sorted. `EdgenesError` for content that JSON cannot hold."""
     try:
         text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise EdgenesError(f"cannot write {path} as JSON: {error}") from error
     return write_atomic(path, text + "\n")
 
@@ -180,12 +208,21 @@ def read_json(
     """The content of a JSON file. `EdgenesError` when it is missing, unreadable or not JSON."""
     try:
         if Path(path).is_file():  # a named pipe would be waited for without end
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except OSError as error:
         raise EdgenesError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise EdgenesError(f"{path} is not valid JSON ({error}): restore or delete it") from error
     raise EdgenesError(f"cannot read {path}: no file is there")
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file; Python reads NaN, Infinity and 1e999 too."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def content_hash(

@@ -189,7 +189,7 @@ class Data:
     mean: torch.Tensor  # (C,), of the training split, in [0, 1]
     std: torch.Tensor  # (C,), of the training split, in [0, 1]
     fingerprint: str  # depends on every pixel, label and class name
-    class_weights: torch.Tensor | None = None  # (K,), how often training draws a class; None: alike
+    class_weights: torch.Tensor | None = None  # (K,), chances of an image by class; None: each once
 
     @property
     def channels(self) -> int:
@@ -201,11 +201,6 @@ class Data:
         """Height and width in pixels (H, W)."""
         height, width = self.train.images.shape[2:]
         return height, width
-
-    @property
-    def size(self) -> int:
-        """Height in pixels (H)."""
-        return self.train.images.shape[2]
 
     @property
     def classes(self) -> int:

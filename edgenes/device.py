@@ -82,8 +82,8 @@ def accelerated(
         try:
             return compiled(*inputs)
         except Exception as error:  # from the compiler, or from the network itself
+            result = forward(*inputs)  # raises again where the network or its input is at fault
             compiles = False
-            result = forward(*inputs)  # raises again where the network is at fault
             warnings.warn(
                 f"acceleration is off: the network does not compile ({type(error).__name__})",
                 stacklevel=3,

@@ -25,7 +25,7 @@ from edgenes.operations import (
 )
 
 # %% auto #0
-__all__ = ['DiscreteCell', 'AuxiliaryHead', 'DiscreteNetwork']
+__all__ = ['DiscreteCell', 'DiscreteNetwork']
 
 # %% ../nbs/method/17_discrete.ipynb #6bf9005disc
 class DiscreteCell(nn.Module):
@@ -82,7 +82,7 @@ class DiscreteCell(nn.Module):
         return dict(zip(places, apply_all([self.ops[place] for place in places], state)))
 
 # %% ../nbs/method/17_discrete.ipynb #6bf9006disc
-class AuxiliaryHead(nn.Sequential):
+class _AuxiliaryHead(nn.Sequential):
     """A small classifier on the output of an inner cell (DARTS), for images of any size."""
 
     def __init__(
@@ -131,8 +131,8 @@ class DiscreteNetwork(CellNetwork):
         def build_cell(shape: CellShape) -> DiscreteCell:
             return DiscreteCell(genotype, shape)
 
-        def build_auxiliary(channels: int) -> AuxiliaryHead:
-            return AuxiliaryHead(channels, classes)
+        def build_auxiliary(channels: int) -> _AuxiliaryHead:
+            return _AuxiliaryHead(channels, classes)
 
         super().__init__(
             build_cell,
@@ -150,6 +150,7 @@ class DiscreteNetwork(CellNetwork):
         self.in_channels = in_channels
         self.channels = channels
         self.drop_path = drop_path
+        self.drop_probability = drop_path  # of the epoch; the training loop sets it
         self.generator = torch.Generator()  # draws the masks of drop path
 
     def like(
@@ -173,13 +174,13 @@ class DiscreteNetwork(CellNetwork):
 
     def drop(self, output: Tensor) -> Tensor:
         """The output of an edge (N, C, H, W) after drop path; unchanged in evaluation."""
-        if not (self.training and self.drop_path > 0):
+        if not (self.training and self.drop_probability > 0):
             return output
         draws = torch.rand(len(output), 1, 1, 1, generator=self.generator)
-        mask = draws >= self.drop_path
-        return output * mask.to(output) / (1 - self.drop_path)
+        mask = draws >= self.drop_probability
+        return output * mask.to(output) / (1 - self.drop_probability)
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def both_logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of the head, and those of the auxiliary head (None in evaluation)."""
         next_pixels: Tensor | None = None  # what the next cell reads of `before`
 
@@ -205,5 +206,5 @@ class DiscreteNetwork(CellNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the head."""
-        logits, _ = self.features(x)
+        logits, _ = self.both_logits(x)
         return logits

@@ -70,7 +70,7 @@ def add_operation(
     """Adds an operation that search spaces may then list.
 
     `affine` says whether the batch normalisation of the module has weights. `EdgenesError` for the
-    name of one of the seven.
+    name of one of the seven, or of an operation that another function builds.
     """
     require(
         isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]{0,40}", name),
@@ -81,7 +81,20 @@ def add_operation(
         callable(build),
         f"the builder of {name} is {shown(build)}: give a function of (channels, stride, affine)",
     )
+    require(
+        _same_definition(ADDED_OPERATIONS.get(name, build), build),
+        f"there is an operation {name} already, which another function builds: choose another name",
+    )
     ADDED_OPERATIONS[name] = build
+
+
+def _same_definition(one: Any, other: Any) -> bool:
+    """Whether two functions are one, or one that was defined again, as in a cell run twice."""
+    places = [
+        (getattr(function, "__module__", None), getattr(function, "__qualname__", None))
+        for function in (one, other)
+    ]
+    return one is other or (places[0] == places[1] and None not in places[0])
 
 # %% ../nbs/method/04_genotype.ipynb #39d1007
 def _check_names(

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core import require
 from .ensembles import check_probs
 
 # %% auto #0
-__all__ = ['MEANING', 'ECE_BINS', 'ensemble_metrics', 'scaled', 'fit_temperature', 'Uncertainty', 'uncertainty']
+__all__ = ['MEANING', 'ensemble_metrics', 'scaled', 'fit_temperature', 'Uncertainty', 'uncertainty']
 
 # %% ../nbs/method/21_metrics.ipynb #2e2e019
 MEANING = {
@@ -38,7 +39,7 @@ MEANING = {
 }
 
 # %% ../nbs/method/21_metrics.ipynb #2e2e005
-ECE_BINS = 15
+_ECE_BINS = 15
 _EPS = torch.finfo(torch.float32).eps
 
 
@@ -64,7 +65,7 @@ def _accuracy_and_ece(mean: Tensor, labels: Tensor) -> tuple[float, float]:
         mean.clamp(max=1 - 2**-24),
         labels,
         num_classes=classes,
-        n_bins=ECE_BINS,
+        n_bins=_ECE_BINS,
         norm="l1",
     )
     return accuracy.item(), calibration.item()
@@ -122,7 +123,14 @@ def scaled(
     probs: Any,  # (M, N, K) softmax outputs of the members
     temperature: float,  # T; above 1 makes answers less sure
 ) -> Tensor:  # (1, N, K), like the output of a single member
-    """The mean of the members, sharpened or flattened by a temperature."""
+    """The mean of the members, sharpened or flattened by a temperature.
+
+    `EdgenesError` for bad probabilities, or a temperature that is not above 0.
+    """
+    require(
+        0 < temperature < np.inf,
+        f"temperature is {temperature}: give a number above 0, such as that of fit_temperature",
+    )
     probs, _ = check_probs(probs)
     return (_log_mean(probs)[None] / temperature).softmax(2).float()
 

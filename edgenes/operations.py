@@ -17,12 +17,11 @@ from .genotype import ADDED_OPERATIONS, OPERATIONS, add_operation
 from .kernels import average_pool, batch_norm, corners, depthwise, fork, pointwise
 
 # %% auto #0
-__all__ = ['BatchNorm', 'norm', 'pool_norm', 'Depthwise', 'Pointwise', 'AveragePool', 'FactorizedReduce', 'corner_weight',
-           'ConvNorm', 'preprocess', 'Convolution', 'PooledImage', 'Pool', 'operation', 'dense_convolution',
-           'apply_all']
+__all__ = ['norm', 'pool_norm', 'Depthwise', 'Pointwise', 'AveragePool', 'FactorizedReduce', 'corner_weight', 'ConvNorm',
+           'preprocess', 'Convolution', 'Pool', 'operation', 'apply_all']
 
 # %% ../nbs/method/09_operations.ipynb #3203023
-class BatchNorm(nn.BatchNorm2d):
+class _SearchNorm(nn.BatchNorm2d):
     """BN of the search: by the statistics of the batch, without weights."""
 
     def __init__(self, channels: int):
@@ -37,7 +36,7 @@ def norm(
     affine: bool = True,  # BN of retraining, or of the search
 ) -> nn.BatchNorm2d:
     """BN with scale, shift and running statistics (`affine`), or with none of them."""
-    return nn.BatchNorm2d(channels) if affine else BatchNorm(channels)
+    return nn.BatchNorm2d(channels) if affine else _SearchNorm(channels)
 
 
 def pool_norm(
@@ -45,7 +44,7 @@ def pool_norm(
     affine: bool = True,  # that of retraining, or of the search
 ) -> nn.BatchNorm2d:
     """BN after a pool: without scale and shift; in retraining with running statistics (NNI)."""
-    return nn.BatchNorm2d(channels, affine=False) if affine else BatchNorm(channels)
+    return nn.BatchNorm2d(channels, affine=False) if affine else _SearchNorm(channels)
 
 
 class Depthwise(nn.Conv2d):
@@ -174,7 +173,7 @@ class Convolution(nn.Sequential):
         return x
 
 
-class PooledImage(NamedTuple):
+class _PooledImage(NamedTuple):
     """An image after a pool, with what its BN has measured in training."""
 
     image: Tensor  # (N, C, H, W); in training normalised
@@ -188,19 +187,19 @@ class Pool(nn.Sequential):
     def pool(
         self,
         x: Tensor,  # (N, C, H, W)
-    ) -> PooledImage:
+    ) -> _PooledImage:
         """What all pools of this kind have in common on the same image."""
         image = self[0](x)
         if not self.training:
-            return PooledImage(image)
+            return _PooledImage(image)
         mean = torch.zeros_like(self[1].get_buffer("running_mean"))
         variance = torch.zeros_like(mean)
         image = F.batch_norm(image, mean, variance, training=True, momentum=1.0)
-        return PooledImage(image, mean, variance)
+        return _PooledImage(image, mean, variance)
 
     def normalise(
         self,
-        pooled: PooledImage,  # by a pool of this kind
+        pooled: _PooledImage,  # by a pool of this kind
     ) -> Tensor:
         """The output; in training it also moves the running statistics."""
         norm = cast(nn.BatchNorm2d, self[1])
@@ -257,7 +256,7 @@ def operation(
     return Convolution(*first, *second)
 
 # %% ../nbs/method/09_operations.ipynb #opsdense
-def dense_convolution(
+def _dense_convolution(
     channels: int,  # channels in and out
     stride: int = 1,  # 1, or 2 where the edge halves the image
     affine: bool = True,  # BN of retraining, or of the search
@@ -267,7 +266,7 @@ def dense_convolution(
     return Convolution(nn.ReLU(), convolution, norm(channels, affine))
 
 
-add_operation("conv_3x3", dense_convolution)
+add_operation("conv_3x3", _dense_convolution)
 
 # %% ../nbs/method/09_operations.ipynb #opsall
 def apply_all(
@@ -283,7 +282,7 @@ def apply_all(
         whole, pixels = fork(F.relu(x), convolutions)
     elif convolutions:
         whole = [F.relu(x)] * convolutions
-    pooled: dict[type, PooledImage] = {}
+    pooled: dict[type, _PooledImage] = {}
     outputs = []
     for op in operations:
         if isinstance(op, Convolution):

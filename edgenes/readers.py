@@ -20,8 +20,8 @@ from .core import EdgenesError, require, shown
 from .data import Data, Split, assemble, checked_split, draw_splits
 
 # %% auto #0
-__all__ = ['ARRAYS', 'SUFFIXES', 'FORMATS', 'Source', 'read_npz', 'read_pictures', 'read_classes', 'read_torchvision',
-           'read_source', 'read_part', 'load_data']
+__all__ = ['ARRAYS', 'SUFFIXES', 'FORMATS', 'Source', 'read_npz', 'read_pictures', 'read_classes', 'read_source', 'read_part',
+           'load_data']
 
 # %% ../nbs/method/03_readers.ipynb #30a7022read
 ARRAYS = ("class_names", "train_images", "train_labels", "test_images", "test_labels")
@@ -155,12 +155,13 @@ def read_classes(
     listings = [_list_classes(folder) for folder in folders]
     names = sorted(listings[0])
     require(names, f"{folders[0]} has no class folder: it needs one or more")
-    unpaired = sorted(set(names) ^ set(listings[-1]))
-    require(
-        not unpaired,
-        f"{folders[0].parent}: class {', '.join(unpaired[:3])} is not in both train and test: "
-        "give both the same class folders",
-    )
+    for folder, listing in zip(folders[1:], listings[1:]):
+        unpaired = sorted(set(names) ^ set(listing))
+        require(
+            not unpaired,
+            f"{folder.parent}: class {', '.join(unpaired[:3])} is not in both {folders[0].name} "
+            f"and {folder.name}: give both the same class folders",
+        )
     pictures = [
         [_pictures_among(listing[name], folder / name) for name in names]
         for folder, listing in zip(folders, listings)
@@ -234,12 +235,13 @@ def _cifar_split(content: dict[str, Any], part: str, classes: int) -> Split:
     return checked_split(images, labels, classes, f"{part} of CIFAR-100")
 
 # %% ../nbs/method/03_readers.ipynb #30a7028b
-def read_torchvision(
+def _read_torchvision(
     path: Path,  # the folder that holds cifar-100-python, or shall hold it
+    download: bool,  # fetch what is missing or damaged
 ) -> Source:
-    """CIFAR-100, downloaded when it is missing.
+    """CIFAR-100 as torchvision keeps it.
 
-    `EdgenesError` when there is neither a sound copy nor a network.
+    `EdgenesError` without a sound copy, unless one can and may be downloaded.
     """
     from torchvision.datasets import CIFAR100, utils
 
@@ -251,7 +253,9 @@ def read_torchvision(
         for name, md5 in (train_file, test_file, names_file)
     ]
     try:
-        if not all(utils.check_integrity(str(file), md5) for file, md5 in files):
+        unsound = [file for file, md5 in files if not utils.check_integrity(str(file), md5)]
+        if unsound:
+            require(download, f"{unsound[0]} is missing, or is not the published file")
             utils.download_and_extract_archive(
                 CIFAR100.url,
                 str(path),
@@ -260,8 +264,9 @@ def read_torchvision(
             )
         train, test, meta = (_read_pickle(file, md5) for file, md5 in files)
     except Exception as error:  # of the network, of the file system, or of a damaged file
+        no_copy = "cannot be downloaded" if download else 'is downloaded only as "cifar100"'
         raise EdgenesError(
-            f"{path} holds no sound copy of CIFAR-100, and it cannot be downloaded "
+            f"{path} holds no sound copy of CIFAR-100, and it {no_copy} "
             f"({type(error).__name__}: {error}): put an .npz file, train/ and test/ folders of "
             "pictures, or cifar-100-python there, or use the digits"
         ) from error
@@ -275,7 +280,7 @@ def read_torchvision(
 # %% ../nbs/method/03_readers.ipynb #30a7029read
 def read_source(
     path: Path,  # an .npz file, or a folder in one of the three forms
-    download: bool = False,  # fetch CIFAR-100 into the folder when it is empty
+    download: bool = False,  # fetch CIFAR-100 where it is missing or incomplete
 ) -> Source:
     """Reads whichever of the three forms is at the path.
 
@@ -293,7 +298,7 @@ def read_source(
         names, (train, test) = read_classes(path / "train", path / "test")
         return Source(names, train, test)
     if os.path.isdir(path / "cifar-100-python"):
-        return read_torchvision(path)
+        return _read_torchvision(path, download)
     archives = sorted(file for file in path.glob("*.npz") if os.path.isfile(file))
     archives = [file for file in archives if file.name == "cifar100.npz"] or archives
     require(
@@ -304,7 +309,7 @@ def read_source(
     if archives:
         return read_npz(archives[0])
     _check_place_for_download(path, download)
-    return read_torchvision(path)
+    return _read_torchvision(path, download)
 
 # %% ../nbs/method/03_readers.ipynb #30a7029b
 def _check_place_for_download(path: Path, download: bool) -> None:
@@ -328,7 +333,14 @@ def read_part(
     path: Path,  # what `read_source` reads
     part: str,  # "train" or "test"
 ) -> tuple[tuple[str, ...], Split]:
-    """Class names and images of one part of a source. `EdgenesError` as in `read_source`."""
+    """Class names and images of one part of a source.
+
+    `EdgenesError` for another part, and as in `read_source`.
+    """
+    require(
+        part in ("train", "test"),
+        f"unknown part {shown(part)} of a source: read train or test",
+    )
     source = read_source(path)
     return source.class_names, source.test if part == "test" else source.train
 

@@ -13,10 +13,10 @@ from .core import require
 from .genotype import Genotype, SearchSpace
 
 # %% auto #0
-__all__ = ['edge_softmax', 'mixing_weights', 'gumbel_top_k', 'gumbel_weights', 'sampled_weights', 'smoothed_shared_edges']
+__all__ = ['mixing_weights', 'gumbel_top_k', 'gumbel_weights', 'sampled_weights', 'smoothed_shared_edges']
 
 # %% ../nbs/method/12_relaxation.ipynb #d2ec005
-def edge_softmax(
+def _edge_softmax(
     space: SearchSpace,
     beta: Tensor,  # (..., E) logits of the edges
 ) -> Tensor:  # (..., E), summing to 1 over the edges that enter a node
@@ -34,7 +34,7 @@ def mixing_weights(
     `EdgenesError` for a vector of another space.
     """
     alpha, beta = space.unflatten(vector)
-    return edge_softmax(space, beta).unsqueeze(-1) * alpha.softmax(-1)
+    return _edge_softmax(space, beta).unsqueeze(-1) * alpha.softmax(-1)
 
 # %% ../nbs/method/12_relaxation.ipynb #d2ec008
 def gumbel_top_k(
@@ -58,7 +58,10 @@ def gumbel_top_k(
         probabilities = (logits / temperature).softmax(-1)
         drawn = drawn + probabilities
         if draw + 1 < k:
-            logits = logits + torch.log1p(-probabilities.clamp_max(1 - 1e-6))
+            # A logarithm of 0 would have no finite gradient, even where nothing depends on it.
+            is_drawn = probabilities == 1
+            pushed = logits + torch.log1p(-probabilities.masked_fill(is_drawn, 0))
+            logits = pushed.masked_fill(is_drawn, -torch.inf)
     return drawn
 
 

@@ -37,6 +37,19 @@ class DiscreteSettings:
     auxiliary: bool = False  # a second head, on an inner cell
     auxiliary_weight: float = 0.4  # of its loss
 
+    def __post_init__(self) -> None:
+        check_int(self.channels, "channels", 2)
+        check_int(self.layers, "layers")
+        require(
+            isinstance(self.drop_path, (int, float)) and 0 <= self.drop_path < 1,
+            f"drop_path is {shown(self.drop_path)}: give a probability below 1",
+        )
+        require(
+            isinstance(self.auxiliary_weight, (int, float))
+            and 0 <= self.auxiliary_weight < math.inf,
+            f"auxiliary_weight is {shown(self.auxiliary_weight)}: give a number of at least 0",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainSettings:
@@ -119,16 +132,16 @@ def retrain(
     if settings.average_from < 1:
         average = AveragedModel(network)
         parts["average"] = average
-    forward = accelerated(network.features, device, settings.accelerate)
+    forward = accelerated(network.both_logits, device, settings.accelerate)
     # The BN of the auxiliary head sees a single pixel of every image.
     smallest = (1, 1) if settings.network.auxiliary else data.shape
     check_batch(min(settings.batch_size, len(data.train)), smallest, settings.network.layers)
 
     def train_one(epoch: int) -> dict[str, Any]:
+        _check_average(average, epoch, settings, checkpoint)
         loss = _run_epoch(network, forward, optimiser, data, settings, seed, epoch)
         _check_finite(math.isfinite(loss), "loss", f"epoch {epoch}", genotype)
-        if average is not None and epoch + 1 >= settings.first_averaged:
-            _add_to_average(average, network, is_first=epoch + 1 == settings.first_averaged)
+        _add_to_average(average, network, epoch + 1, settings)
         if on_network is not None:
             on_network(network, epoch + 1)
         return {"epoch": epoch, "train_loss_nats": loss}
@@ -142,8 +155,8 @@ def retrain(
         should_stop=should_stop,
         on_epoch=on_epoch,
     )
-    if average is not None and len(log) >= settings.first_averaged:
-        _use_average(average, network, data, settings, seed)
+    _check_average(average, len(log), settings, checkpoint)
+    _use_average(average, network, len(log), data, settings, seed)
     _check_weights(network)
     return network.eval(), log
 
@@ -160,7 +173,7 @@ def _run_epoch(
     """One pass over the training split; returns the mean loss in nats."""
     network.train()
     network.generator = stream(seed, "drop path", epoch)
-    network.drop_path = settings.network.drop_path * epoch / settings.epochs
+    network.drop_probability = settings.network.drop_path * epoch / settings.epochs
     generator = stream(seed, "retraining", epoch)
     steps = count_steps(len(data.train), settings.batch_size)
     total = torch.zeros((), device=data.train.images.device)
@@ -212,26 +225,54 @@ def _copy_weights(network: DiscreteNetwork, start: DiscreteNetwork) -> None:
 
 # %% ../nbs/method/18_retraining.ipynb #retrainaverage
 def _add_to_average(
-    average: AveragedModel,
+    average: AveragedModel | None,
     network: DiscreteNetwork,
-    is_first: bool,  # what a shorter training has averaged before is forgotten
+    epochs: int,  # done so far
+    settings: RetrainSettings,
 ) -> None:
-    """Adds the weights of now to the mean."""
-    if is_first:
-        average.n_averaged.zero_()
+    """Adds the weights to the mean, after every epoch that is averaged."""
+    if average is None or epochs < settings.first_averaged:
+        return
+    if epochs == settings.first_averaged:
+        average.n_averaged.zero_()  # what a shorter training has averaged before is forgotten
     average.update_parameters(network)
 
 
+def _check_average(
+    average: AveragedModel | None,
+    epochs: int,  # done so far
+    settings: RetrainSettings,
+    checkpoint: Checkpoint | None,  # from which the mean may come
+) -> None:
+    """`EdgenesError` where the mean is over other epochs than those that the settings average."""
+    if average is None or epochs < settings.first_averaged:
+        return
+    averaged = int(average.n_averaged)
+    expected = epochs - settings.first_averaged + 1
+    place = getattr(checkpoint, "folder", "use")
+    require(
+        averaged == expected,
+        f"the checkpoint in {place} is of a training that averaged {averaged} of its {epochs} "
+        f"epochs, where this one averages {expected}: delete it and start again",
+    )
+
+
 def _use_average(
-    average: AveragedModel,
+    average: AveragedModel | None,
     network: DiscreteNetwork,
+    epochs: int,  # done so far
     data: Data,
     settings: RetrainSettings,
     seed: int,
 ) -> None:
-    """Gives the network the averaged weights, and the moments of BN that belong to them."""
+    """Gives the network the weights that were averaged, and their moments of BN.
+
+    A training that was stopped before the first epoch that is averaged keeps its plain weights.
+    """
+    if average is None or epochs < settings.first_averaged:
+        return
     network.load_state_dict(average.module.state_dict())
-    network.drop_path = 0.0
+    network.drop_probability = 0.0
     generator = stream(seed, "moments")
     update_bn(batches(data.train, data, settings.batch_size, generator, settings.augment), network)
 

@@ -275,7 +275,8 @@ def search_darts(
 
     `Diverged` when a loss is not finite; `EdgenesError` when a checkpoint does not fit.
 
-    >>> darts = search_darts(load_data("digits"), SearchSpace(), SearchSettings(), seed=0)
+    >>> settings = SearchSettings(augment=Augment(pad=1))  # no mirrored digits
+    >>> darts = search_darts(load_data("digits"), SearchSpace(), settings, seed=0)
     >>> darts.genotype
     """
     structure = VectorStructure(space.size, stream(seed, "structure"))

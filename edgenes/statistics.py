@@ -17,8 +17,8 @@ from statsmodels.stats.power import TTestPower
 from .core import EdgenesError, require
 
 # %% auto #0
-__all__ = ['FEWEST_FOR_INTERVAL', 'LEVEL', 'MARGINS', 'summary', 'tost', 'smallest_difference', 'paired_tests', 'holm_correction',
-           'holm', 'least_p_holm', 'seeds_to_decide', 'verdict', 'mixed_model', 'components', 'auc',
+__all__ = ['FEWEST_FOR_INTERVAL', 'LEVEL', 'MARGINS', 'summary', 'tost', 'smallest_difference', 'least_p', 'paired_tests',
+           'holm_correction', 'holm', 'least_p_holm', 'seeds_to_decide', 'verdict', 'mixed_model', 'components', 'auc',
            'calibration_error', 'spearman']
 
 # %% ../nbs/method/22_statistics.ipynb #e94d005
@@ -123,6 +123,18 @@ def smallest_difference(
     return float(sd * TTestPower().solve_power(nobs=n, alpha=level, power=power))
 
 # %% ../nbs/method/22_statistics.ipynb #e94d010
+_RESAMPLES = 9999  # patterns of signs that are drawn where there are more
+
+
+def least_p(
+    pairs: int,  # n
+) -> float:
+    """The least p that the paired permutation test can have with so many pairs."""
+    if 2**pairs <= _RESAMPLES:
+        return 2.0 ** (1 - pairs)
+    return 2 / (_RESAMPLES + 1)
+
+
 def _permutation_p(differences: np.ndarray) -> float:
     """p of the paired permutation test; with a single difference nothing can be permuted."""
     if differences.size == 1:
@@ -131,7 +143,7 @@ def _permutation_p(differences: np.ndarray) -> float:
         (differences,),
         np.mean,
         permutation_type="samples",
-        n_resamples=9999,
+        n_resamples=_RESAMPLES,
         rng=np.random.default_rng(0),
     )
     return float(test.pvalue)
@@ -162,7 +174,7 @@ def _paired_row(name: str, differences: np.ndarray, margin: float) -> dict[str, 
         "p_permutation": _permutation_p(differences),
         "p_wilcoxon": _wilcoxon_p(differences),
         "dz": mean / sd if sd > 0 else np.nan,
-        "p_least": 2.0 ** (1 - n),
+        "p_least": least_p(n),
         "margin": margin,
         "p_equivalent": tost(differences, margin)["p"] if n > 1 else 1.0,
     }
@@ -232,9 +244,17 @@ def least_p_holm(
 def seeds_to_decide(
     comparisons: int,  # of one family
 ) -> int:
-    """The fewest pairs with which a permutation test can find a difference in so many tests."""
+    """The fewest pairs with which a permutation test can find a difference in so many tests.
+
+    `EdgenesError` where no number of pairs can.
+    """
+    most = LEVEL * (_RESAMPLES + 1) / 2
+    require(
+        comparisons < most,
+        f"{comparisons} comparisons: no number of pairs decides {most:.0f} or more, give fewer",
+    )
     pairs = 1
-    while comparisons * 2.0 ** (1 - pairs) >= LEVEL:
+    while comparisons * least_p(pairs) >= LEVEL:
         pairs += 1
     return pairs
 
@@ -364,8 +384,8 @@ def _random_level_fit(
 ) -> Any:
     """The fit of a mean, the differences of these levels of the factor, and a level per group."""
     design = pd.DataFrame({"mean": 1.0}, index=frame.index)
-    for name in names:
-        design[name] = (frame[factor] == name).astype(float)
+    for place, name in enumerate(names):  # not by their names: one could be that of another column
+        design[f"level {place}"] = (frame[factor] == name).astype(float)
     with warnings.catch_warnings():
         # statsmodels warns where groups do not differ: the variance is then 0, and is reported.
         warnings.simplefilter("ignore")
@@ -381,9 +401,9 @@ def mixed_model(
 ) -> pd.DataFrame:  # one row per other level
     """Differences from a reference by a linear mixed model with a random level per group.
 
-    Intervals and p are Wald's. A deviation between groups below 0.001 is reported as 0, and the fit
-    as `singular`; `converged` tells whether the fit ended. `EdgenesError` for an unknown reference,
-    or fewer than 3 groups.
+    Intervals and p are Wald's. A deviation between groups that is not above a thousandth of that
+    within them is reported as 0, and the fit as `singular`; `converged` tells whether the fit
+    ended. `EdgenesError` for an unknown reference, or fewer than 3 groups.
     """
     levels = list(dict.fromkeys(frame[factor]))
     require(
@@ -395,24 +415,27 @@ def mixed_model(
     _finite_array(frame[value], value)
     names = [name for name in levels if name != reference]
     fit = _random_level_fit(frame, value, factor, group, names)
-    interval = fit.conf_int()
+    estimates = fit.params.to_numpy()
+    intervals = fit.conf_int().to_numpy()
+    p_values = fit.pvalues.to_numpy()
     sd_between = float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
-    is_singular = sd_between < 1e-3
+    sd_within = float(np.sqrt(fit.scale))
+    is_singular = sd_between <= 1e-3 * sd_within
     rows = [
         {
             factor: name,
             "runs": int((frame[factor] == name).sum()),
             "groups": groups,
-            "difference": fit.params[name],
-            "ci_low": interval.loc[name, 0],
-            "ci_high": interval.loc[name, 1],
-            "p": fit.pvalues[name],
+            "difference": estimates[place],
+            "ci_low": intervals[place, 0],
+            "ci_high": intervals[place, 1],
+            "p": p_values[place],
             "sd_between": 0.0 if is_singular else sd_between,
-            "sd_within": float(np.sqrt(fit.scale)),
+            "sd_within": sd_within,
             "singular": is_singular,
             "converged": bool(fit.converged),
         }
-        for name in names
+        for place, name in enumerate(names, start=1)  # the mean comes first
     ]
     return pd.DataFrame(rows)
 

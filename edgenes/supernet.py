@@ -29,11 +29,11 @@ from .network import CellNetwork, CellShape
 from .operations import ConvNorm, corner_weight, operation, preprocess
 
 # %% auto #0
-__all__ = ['POOLS', 'SourceFeatures', 'Bundle', 'SeparableBundle', 'ReduceBundle', 'AddedBundle', 'build_bundle', 'WeightedSum',
-           'separable', 'add_convolutions', 'mix_weightless', 'SourceOperations', 'Cell', 'Supernet']
+__all__ = ['POOLS', 'Bundle', 'SeparableBundle', 'ReduceBundle', 'AddedBundle', 'build_bundle', 'SourceOperations', 'Cell',
+           'Supernet']
 
 # %% ../nbs/method/11_supernet.ipynb #8cae005
-class SourceFeatures:
+class _SourceFeatures:
     """What the operations of a cell read of one source, each tensor computed on demand."""
 
     def __init__(
@@ -184,7 +184,7 @@ class ReduceBundle(Bundle):
 
     def forward(
         self,
-        features: SourceFeatures,
+        features: _SourceFeatures,
         edges: tuple[int, ...],
     ) -> Tensor:  # (N, edges * C, H / 2, W / 2)
         """Its output on these edges, before BN."""
@@ -218,7 +218,7 @@ class AddedBundle(Bundle):
 
     def forward(
         self,
-        features: SourceFeatures,
+        features: _SourceFeatures,
         edges: tuple[int, ...],
         scale: Tensor,  # (edges * C,)
     ) -> Tensor:  # (N, edges * C, H / stride, W / stride)
@@ -252,7 +252,7 @@ def build_bundle(
     )
 
 # %% ../nbs/method/11_supernet.ipynb #8cae010b
-class WeightedSum:
+class _WeightedSum:
     """The sum of the weighted operations on some edges: (N, edges * C, H, W)."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ class WeightedSum:
         return total
 
 # %% ../nbs/method/11_supernet.ipynb #8cae007b
-def separable(
+def _separable(
     bundles: list[SeparableBundle],  # they differ only in the size of their kernels
     x: Tensor,  # (N, C or edges * C, H, W): ReLU of the source, or that once per edge
     edges: tuple[int, ...],  # the edges that are used
@@ -303,11 +303,11 @@ def _join(weights: list[Tensor]) -> Tensor:
     return torch.cat(weights) if len(weights) > 1 else weights[0]
 
 # %% ../nbs/method/11_supernet.ipynb #8cae008
-def add_convolutions(
-    weighted_sum: WeightedSum,
+def _add_convolutions(
+    weighted_sum: _WeightedSum,
     bundles: list[SeparableBundle],
     scales: list[Tensor],  # (edges * C,), one per bundle
-    features: SourceFeatures,
+    features: _SourceFeatures,
     edges: tuple[int, ...],
 ) -> None:
     """Adds the separable and dilated convolutions on these edges to a weighted sum."""
@@ -326,7 +326,7 @@ def add_convolutions(
         kind_bundles = [bundles[place] for place in places]
         kind_scales = [scales[place] for place in places]
         image = features.relu if kind_bundles[0].strides[0] == 2 else at_stride
-        output = separable(kind_bundles, image, edges)
+        output = _separable(kind_bundles, image, edges)
         if len(places) == 1:
             weighted_sum.add_raw(output, kind_scales[0])
         else:
@@ -334,7 +334,7 @@ def add_convolutions(
             weighted_sum.add_ready(normalised.unflatten(1, (len(places), -1)).sum(1))
 
 # %% ../nbs/method/11_supernet.ipynb #8cae008b
-def mix_weightless(
+def _mix_weightless(
     features: Tensor,  # (N, ops * C, H, W): operations without weights, side by side
     mix: Tensor,  # (edges, ops) mixing weights
 ) -> Tensor:  # (N, edges * C, H, W)
@@ -382,7 +382,7 @@ class SourceOperations(nn.Module):
     ) -> dict[int, Tensor]:  # by edge, (N, C, H / stride, W / stride)
         """The weighted sum of the operations on every edge that uses one."""
         x = x.contiguous(memory_format=torch.channels_last)
-        features = SourceFeatures(x, self.stride)
+        features = _SourceFeatures(x, self.stride)
         names_of_edges: dict[tuple[int, ...], list[str]] = {}
         for place, name in enumerate(self.operations):
             edges = tuple(edge for edge in range(self.total) if used[edge][place])
@@ -398,7 +398,7 @@ class SourceOperations(nn.Module):
 
     def _weighted_sum(
         self,
-        features: SourceFeatures,
+        features: _SourceFeatures,
         mix: Tensor,  # (edges, O)
         edges: tuple[int, ...],
         names: list[str],  # the operations to sum
@@ -408,7 +408,7 @@ class SourceOperations(nn.Module):
         scales = mix.t().repeat_interleave(channels, 1).unbind()  # O times (edges * C,)
         scale_of = dict(zip(self.operations, scales))
         bundle_of = {name: self.bundles[name] for name in names if name in self.bundles}
-        weighted_sum = WeightedSum()
+        weighted_sum = _WeightedSum()
 
         separable_bundles = []
         separable_scales = []
@@ -416,13 +416,13 @@ class SourceOperations(nn.Module):
             if isinstance(bundle, SeparableBundle):
                 separable_bundles.append(bundle)
                 separable_scales.append(scale_of[name])
-        add_convolutions(weighted_sum, separable_bundles, separable_scales, features, edges)
+        _add_convolutions(weighted_sum, separable_bundles, separable_scales, features, edges)
 
         pools = [name for name in names if name in POOLS]
         if pools:
             columns = [self.operations.index(name) for name in pools]
             pool_mix = _select_places(mix, columns, 1)
-            weighted_sum.add_ready(mix_weightless(features.pools(pools), pool_mix))
+            weighted_sum.add_ready(_mix_weightless(features.pools(pools), pool_mix))
 
         if "skip_connect" in bundle_of:  # at stride 2
             output = bundle_of["skip_connect"](features, edges)
@@ -432,7 +432,7 @@ class SourceOperations(nn.Module):
                 weighted_sum.add_ready(bundle(features, edges, scale_of[name]))
         if "skip_connect" in names and self.stride == 1:
             columns = [self.operations.index("skip_connect")]
-            weighted_sum.add_ready(mix_weightless(features.x, _select_places(mix, columns, 1)))
+            weighted_sum.add_ready(_mix_weightless(features.x, _select_places(mix, columns, 1)))
         return weighted_sum.total()
 
 # %% ../nbs/method/11_supernet.ipynb #8cae012b

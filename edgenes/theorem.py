@@ -86,6 +86,24 @@ def enumerate_overlap(
     return total / len(sizes) ** 2
 
 # %% ../nbs/method/24_theorem.ipynb #c692013
+def _draw_subsets(
+    rng: np.random.Generator,
+    trials: int,
+    count: int,  # subsets per trial
+    max_shared: int,  # Lambda
+    distribution: str,  # of their sizes
+) -> np.ndarray:
+    """(trials, count, Lambda) booleans: which edges each subset has."""
+    shape = (trials, count, 1)
+    if distribution == "continuous":
+        sizes = np.floor(rng.uniform(0, max_shared, shape) + rng.random(shape))
+    else:
+        lowest = 1 if distribution == "discrete_from_one" else 0
+        sizes = rng.integers(lowest, max_shared + 1, shape)
+    order = rng.random((trials, count, max_shared)).argsort(-1)
+    return order < sizes
+
+
 def simulate_overlap(
     n_members: int,  # N
     max_shared: int,  # Lambda
@@ -101,18 +119,6 @@ def simulate_overlap(
     _check_arguments(n_members, max_shared, distribution)
     check_int(trials, "trials")
     rng = np.random.default_rng(derive_seed(seed, "theorem"))
-
-    def draw_subsets(count: int) -> np.ndarray:
-        """(trials, count, Lambda) booleans: which edges each subset has."""
-        shape = (trials, count, 1)
-        if distribution == "continuous":
-            sizes = np.floor(rng.uniform(0, max_shared, shape) + rng.random(shape))
-        else:
-            lowest = 1 if distribution == "discrete_from_one" else 0
-            sizes = rng.integers(lowest, max_shared + 1, shape)
-        order = rng.random((trials, count, max_shared)).argsort(-1)
-        return order < sizes
-
-    active = draw_subsets(1)
-    members = draw_subsets(n_members)
+    active = _draw_subsets(rng, trials, 1, max_shared, distribution)
+    members = _draw_subsets(rng, trials, n_members, max_shared, distribution)
     return (active & members).sum((1, 2))

@@ -5,6 +5,7 @@
 # %% ../nbs/method/14_training.ipynb #d2ec002traini
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -26,7 +27,8 @@ from .device import compute_seconds
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'Part', 'later', 'describe_settings', 'anneal', 'anneal_cosine', 'count_steps', 'WeightOptimiser',
-           'Checkpoint', 'restore', 'pack', 'unpack', 'digest', 'read_safetensors', 'DiskCheckpoint', 'train_epochs']
+           'Checkpoint', 'MemoryCheckpoint', 'restore', 'pack', 'unpack', 'digest', 'read_safetensors',
+           'DiskCheckpoint', 'train_epochs']
 
 # %% ../nbs/method/14_training.ipynb #trainlater
 def later(
@@ -175,10 +177,28 @@ Part = nn.Module | torch.optim.Optimizer  # what has a state to save
 
 
 class Checkpoint(Protocol):
-    """Where a training keeps its state, for example in memory or on the disk (`DiskCheckpoint`)."""
+    """Where a training keeps its state, such as `MemoryCheckpoint` or `DiskCheckpoint`."""
 
     def load(self) -> dict[str, Any] | None: ...
     def save(self, state: dict[str, Any]) -> None: ...
+
+
+class MemoryCheckpoint:
+    """The last state of one training, in memory."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+    def load(self) -> dict[str, Any] | None:
+        """A copy of the last state that was saved, or None."""
+        return copy.deepcopy(self.state)
+
+    def save(
+        self,
+        state: dict[str, Any],  # it is copied, because the training goes on with its tensors
+    ) -> None:
+        """Keeps a copy of a state in the place of the one before."""
+        self.state = copy.deepcopy(state)
 
 # %% ../nbs/method/14_training.ipynb #9507028trai
 def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -315,17 +335,22 @@ class DiskCheckpoint:
         self,
         state: dict[str, Any],  # `state["log"]` is a list with one entry per finished epoch
     ) -> None:
-        """Writes a state under the number of its epochs, and removes all files but the last two.
+        """Writes a state under the number of its epochs, and keeps it and the file before it.
 
-        `EdgenesError` where it cannot be written; the older files are then as they were.
+        Files with a higher number go: what is saved last is what `load` finds. They are there where
+        a training began again because they were damaged. `EdgenesError` where the state cannot be
+        written; the other files are then as they were.
         """
         tensors: dict[str, torch.Tensor] = {}
         nest = json.dumps(pack(state, tensors))
         metadata = {"state": nest, "digest": digest(nest, tensors)}
         name = f"epoch-{len(state['log']):05d}.safetensors"
         write_atomic(self.folder / name, safetensors.torch.save(tensors, metadata=metadata))
-        for old in self.files()[:-2]:
-            old.unlink(missing_ok=True)
+        files = self.files()
+        kept = [file for file in files if file.name <= name][-2:]
+        for file in files:
+            if file not in kept:
+                file.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is whole, or None. A damaged file is passed over with a warning."""
@@ -339,7 +364,7 @@ class DiskCheckpoint:
             else:
                 reason = "its state was changed"
             warnings.warn(
-                f"checkpoint {path.name} is damaged ({reason}): going on from the one before",
+                f"checkpoint {path.name} is damaged ({reason}): it is passed over",
                 stacklevel=2,
             )
         return None

@@ -2,15 +2,16 @@
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import signal
+import sys
 from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from test_genotype import entry_paths
 
 from edgenes.core import EdgenesError
 
@@ -33,6 +34,7 @@ def _containers(values):
 
 
 JSON = st.recursive(SCALARS, _containers, max_leaves=6)  # anything that a JSON file can hold
+NAMES = st.text(max_size=5)
 
 
 def examples(count):
@@ -46,8 +48,23 @@ def examples(count):
     )
 
 
+def entry_paths(value, path=()):
+    """The paths of all entries of nested lists and dictionaries."""
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, list):
+        entries = list(enumerate(value))
+    else:
+        entries = []
+    paths = []
+    for key, entry in entries:
+        paths.append((*path, key))
+        paths += entry_paths(entry, (*path, key))
+    return paths
+
+
 @st.composite
-def changed(draw, document):
+def changed(draw, document, values=JSON, names=NAMES):
     """A JSON document in which one entry is replaced, removed or added."""
     document = json.loads(json.dumps(document))
     *path, last = draw(st.sampled_from(entry_paths(document)))
@@ -56,13 +73,13 @@ def changed(draw, document):
         container = container[key]
     change = draw(st.sampled_from(("replace", "replace", "remove", "add")))
     if change == "replace":
-        container[last] = draw(JSON)
+        container[last] = draw(values)
     elif change == "remove":
         del container[last]
     elif isinstance(container, dict):
-        container[draw(st.text(max_size=5))] = draw(JSON)
+        container[draw(names)] = draw(values)
     else:
-        container.append(draw(JSON))
+        container.append(draw(values))
     return document
 
 
@@ -71,16 +88,23 @@ def changed(draw, document):
 
 @contextlib.contextmanager
 def in_time(seconds=20):
-    """Fails the test where its content takes longer: that is a hang."""
+    """Fails the test where its content takes longer: that is a hang.
+
+    What it raises is no `Exception`, which the content might take for a fault of its input. Code
+    that is not Python's may not be interrupted, such as that which opens safetensors: ten seconds
+    later the process ends, and the test with it.
+    """
 
     def fail(*_):
-        raise AssertionError("this hangs")
+        pytest.fail("this hangs")
 
     before = signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + 10, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

@@ -33,14 +33,20 @@ class Harm:
 
 # ---------------------------------------------------------------- images
 
-_RNG = np.random.default_rng(0)
-ARRAYS = {
-    "class_names": np.array(["a", "b"]),
-    "train_images": _RNG.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8),
-    "train_labels": np.arange(20) % 2,
-    "test_images": _RNG.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8),
-    "test_labels": np.arange(6) % 2,
-}
+
+def small_arrays(train=20, test=6):
+    """The content of a good .npz file: so many colour images of two classes."""
+    rng = np.random.default_rng(0)
+    return {
+        "class_names": np.array(["a", "b"]),
+        "train_images": rng.integers(0, 256, (train, 4, 4, 3), dtype=np.uint8),
+        "train_labels": np.arange(train) % 2,
+        "test_images": rng.integers(0, 256, (test, 4, 4, 3), dtype=np.uint8),
+        "test_labels": np.arange(test) % 2,
+    }
+
+
+ARRAYS = small_arrays()
 
 
 def write_npz(folder, classes=2, each=8, size=4, channels=3, constant=False):

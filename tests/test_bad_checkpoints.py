@@ -67,6 +67,15 @@ def try_to_resume(folder):
         parts[name].step()
 
 
+def refuse_each(path, contents):
+    """Writes one content after the other into the file of a checkpoint: all are refused."""
+    before = TRIED.counts["checkpoint"]
+    for content in contents:
+        path.write_bytes(content)
+        try_to_resume(path.parent)
+    assert TRIED.counts["checkpoint"] - before == len(contents), "a bad checkpoint was taken"
+
+
 def other_tensors(dtype):
     """Tensors of this type in all small shapes."""
     shapes = st.lists(st.integers(0, 4), max_size=3)
@@ -111,14 +120,12 @@ def checkpoint_file(tmp_path):
 def test_checkpoints_that_are_cut_or_have_no_header(checkpoint_file):
     content = checkpoint_file.read_bytes()
     cut = [content[:length] for length in range(0, len(content), 61)]
-    for spoiled in (
-        *cut,
+    without_header = [
         b"\xff" * 8 + content[8:],
         b"[" * 10**5,
         content[:8] + b"{" * (len(content) - 8),
-    ):
-        checkpoint_file.write_bytes(spoiled)
-        try_to_resume(checkpoint_file.parent)
+    ]
+    refuse_each(checkpoint_file, cut + without_header)
 
 
 def test_numbers_that_were_changed_on_the_disk(checkpoint_file):
@@ -127,12 +134,7 @@ def test_numbers_that_were_changed_on_the_disk(checkpoint_file):
     # A file of the right length whose end never reached the disk.
     torn = content[: start + (len(content) - start) * 2 // 3].ljust(len(content), b"\0")
     flipped = [with_flipped_bit(content, place) for place in range(start, len(content), 7)]
-    refused_before = TRIED.counts["checkpoint"]
-    for spoiled in (torn, *flipped):
-        checkpoint_file.write_bytes(spoiled)
-        try_to_resume(checkpoint_file.parent)
-    refused = TRIED.counts["checkpoint"] - refused_before
-    assert refused == 1 + len(flipped), "a number that was changed on the disk was taken"
+    refuse_each(checkpoint_file, [torn, *flipped])
 
 
 def test_more_epochs_than_were_asked_for(checkpoint_file):
@@ -148,8 +150,7 @@ def test_more_epochs_than_were_asked_for(checkpoint_file):
 def test_states_that_are_no_nest(text, tmp_path):
     metadata = {"state": text, "digest": digest(text, {})}
     content = safetensors.torch.save({}, metadata=metadata)
-    write_atomic(tmp_path / "epoch-00001.safetensors", content)
-    try_to_resume(tmp_path)
+    refuse_each(tmp_path / "epoch-00001.safetensors", [content])
 
 
 def test_a_pipe_beside_a_damaged_checkpoint(tmp_path):

@@ -13,17 +13,16 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from test_pipeline import results_of
+from project import ROOT
+from recorded import results_of
 
 from edgenes.experiments.registry import EXPERIMENTS, experiment
 from edgenes.study.pipeline import run
 from edgenes.study.profiles import get_profile
 from edgenes.study.workspace import open_workspace
 
-ROOT = Path(__file__).resolve().parents[1]
 PROFILE = os.environ.get("EDGENES_CLUSTER_PROFILE", "smoke")
 ALL_EXPERIMENTS = "control,distance" if PROFILE == "smoke" else ",".join(EXPERIMENTS)
 NAMES = os.environ.get("EDGENES_CLUSTER_EXPERIMENTS", ALL_EXPERIMENTS)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from estimator_inputs import write_pictures
 from PIL import Image
+from small_inputs import small_arrays
 
 from edgenes.core import EdgenesError, stream
 from edgenes.data import Augment, Split, augment_images, batches
@@ -16,30 +18,19 @@ from edgenes.readers import load_data, read_part, read_pictures
 @pytest.fixture
 def arrays():
     """The content of a good .npz file: 40 and 10 small colour images of two classes."""
-    rng = np.random.default_rng(0)
-    return {
-        "class_names": np.array(["a", "b"]),
-        "train_images": rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8),
-        "train_labels": np.arange(40) % 2,
-        "test_images": rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8),
-        "test_labels": np.arange(10) % 2,
-    }
+    return small_arrays(train=40, test=10)
 
 
 @pytest.fixture
 def tree(tmp_path, arrays):
     """The same images as PNG files in train/CLASS/ and test/CLASS/."""
     for part in ("train", "test"):
-        images = arrays[f"{part}_images"]
-        labels = arrays[f"{part}_labels"]
-        for i, (image, label) in enumerate(zip(images, labels)):
-            place = tmp_path / "tree" / part / "ab"[label]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(place / f"{i:02}.png")
+        labels = arrays["class_names"][arrays[f"{part}_labels"]]
+        write_pictures(tmp_path / "tree" / part, arrays[f"{part}_images"], labels)
     return tmp_path / "tree"
 
 
-def refused(match, *args, **kwargs):
+def assert_refused(match, *args, **kwargs):
     """`load_data` raises an `EdgenesError` of one line that matches."""
     with pytest.raises(EdgenesError, match=match) as caught:
         load_data(*args, **kwargs)
@@ -83,7 +74,7 @@ def test_npz_arrays(tmp_path, arrays, change, match):
     altered = arrays | change
     present = {name: array for name, array in altered.items() if array is not None}
     np.savez(tmp_path / "bad.npz", **present)
-    refused(match, tmp_path / "bad.npz")
+    assert_refused(match, tmp_path / "bad.npz")
 
 
 def test_npz_file_that_is_damaged(tmp_path, arrays):
@@ -94,15 +85,15 @@ def test_npz_file_that_is_damaged(tmp_path, arrays):
     overwritten = good[:300] + bytes(200) + good[500:]
     for content in (b"", b"no archive", cut_off, overwritten):
         path.write_bytes(content)
-        refused(r"cannot read .*x\.npz as an \.npz file", path)
+        assert_refused(r"cannot read .*x\.npz as an \.npz file", path)
 
 
 def test_file_of_another_kind(tmp_path, arrays):
     np.save(tmp_path / "plain.npy", arrays["train_images"])
     (tmp_path / "plain.npy").rename(tmp_path / "x.npz")
-    refused(r"cannot read .*x\.npz", tmp_path / "x.npz")
+    assert_refused(r"cannot read .*x\.npz", tmp_path / "x.npz")
     (tmp_path / "notes.txt").write_text("")
-    refused(r"is not an \.npz file", tmp_path / "notes.txt")
+    assert_refused(r"is not an \.npz file", tmp_path / "notes.txt")
 
 
 def test_grey_images_and_a_folder_that_holds_npz_files(tmp_path, arrays):
@@ -112,7 +103,7 @@ def test_grey_images_and_a_folder_that_holds_npz_files(tmp_path, arrays):
     np.savez(tmp_path / "grey.npz", **grey)
     assert load_data(tmp_path).channels == 1
     np.savez(tmp_path / "second.npz", **arrays)
-    refused(r"holds 2 \.npz files", tmp_path)
+    assert_refused(r"holds 2 \.npz files", tmp_path)
     np.savez(tmp_path / "cifar100.npz", **arrays)
     assert load_data("cifar100", folder=tmp_path).channels == 3
 
@@ -131,24 +122,24 @@ def test_grey_images_and_a_folder_that_holds_npz_files(tmp_path, arrays):
 )
 def test_picture_of_another_form(tree, mode, size, match):
     Image.new(mode, size).save(tree / "train" / "b" / "zz.png")
-    refused(match, tree)
+    assert_refused(match, tree)
 
 
 def test_picture_that_is_damaged(tree):
-    good = (tree / "train" / "a" / "00.png").read_bytes()
+    good = (tree / "train" / "a" / "000.png").read_bytes()
     bad = tree / "train" / "b" / "zz.png"
     for content in (b"", good[:40]):
         bad.write_bytes(content)
-        refused(r"cannot read the picture .*zz\.png", tree)
+        assert_refused(r"cannot read the picture .*zz\.png", tree)
     bad.unlink()
     assert len(load_data(tree).test) == 10
 
 
 def test_class_that_is_missing_or_empty(tree):
     (tree / "test" / "c").mkdir()
-    refused("class c is not in both train and test", tree)
+    assert_refused("class c is not in both train and test", tree)
     (tree / "train" / "c").mkdir()
-    refused("holds no picture", tree)
+    assert_refused("holds no picture", tree)
 
 
 @pytest.mark.parametrize("part", ["", "a"])
@@ -163,14 +154,14 @@ def test_folder_that_cannot_be_read(tree, monkeypatch, part):
         return iterdir(self)
 
     monkeypatch.setattr(Path, "iterdir", refuse_forbidden)
-    refused(f"cannot read .*train/?{part} .Permission denied", tree)
+    assert_refused(f"cannot read .*train/?{part} .Permission denied", tree)
     with pytest.raises(EdgenesError, match=r"cannot read .*Permission denied"):
         read_part(tree, "train")
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
 def test_name_that_no_file_can_have(name, tmp_path):
-    refused("unknown data source", tmp_path / name)
+    assert_refused("unknown data source", tmp_path / name)
     with pytest.raises(EdgenesError, match="data not found"):
         read_part(tmp_path / name, "test")
     with pytest.raises(EdgenesError, match="cannot read the picture"):
@@ -181,12 +172,12 @@ def test_name_that_no_file_can_have(name, tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    refused("holds no data", tmp_path)
+    assert_refused("holds no data", tmp_path)
 
 
 def test_nothing_is_downloaded_into_a_folder_of_pictures(tmp_path):
     (tmp_path / "cat").mkdir()
-    refused(
+    assert_refused(
         "CIFAR-100 is downloaded into an empty folder alone, and this one holds 'cat'",
         "cifar100",
         folder=tmp_path,
@@ -199,14 +190,32 @@ def test_cifar_without_network(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", no_network)
-    refused(
+    assert_refused(
         "holds no sound copy of CIFAR-100, and it cannot be downloaded",
         "cifar100",
         folder=tmp_path,
     )
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"not the checksum of the original")
-    refused("no sound copy", "cifar100", folder=tmp_path)
+    assert_refused("no sound copy", "cifar100", folder=tmp_path)
+
+
+def test_a_path_downloads_nothing(tmp_path, monkeypatch):
+    """Also where an incomplete copy of CIFAR-100 lies there; only "cifar100" completes it."""
+    calls = []
+
+    def download(*args, **kwargs):
+        calls.append(args)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", download)
+    (tmp_path / "cifar-100-python").mkdir()
+    message = '"cifar100" .*cifar-100-python/train is missing, or is not the published file'
+    assert_refused(message, tmp_path)
+    with pytest.raises(EdgenesError, match=message):
+        read_part(tmp_path, "test")
+    assert not calls
+    assert_refused("no sound copy", "cifar100", folder=tmp_path)
+    assert len(calls) == 1
 
 
 # ---------------------------------------------------------------- splits
@@ -228,7 +237,7 @@ def test_cifar_without_network(tmp_path, monkeypatch):
     ],
 )
 def test_settings(settings, match):
-    refused(match, "digits", **settings)
+    assert_refused(match, "digits", **settings)
 
 
 def small_source(arrays, classes, train_images):
@@ -252,7 +261,7 @@ def test_two_images_per_class_are_enough_for_a_split(tmp_path, arrays, classes, 
 
 def test_one_image_per_class_is_too_few_for_a_split(tmp_path, arrays):
     np.savez(tmp_path / "small.npz", **small_source(arrays, 20, 20))
-    refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "small.npz")
+    assert_refused("val_images=20 of 20 .*|leave none of 20", tmp_path / "small.npz")
 
 
 def test_constant_channel(tmp_path, arrays):

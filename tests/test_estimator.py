@@ -1,4 +1,4 @@
-"""The estimator on tiny budgets: files, clocks, shapes, and scikit-learn's checks on images."""
+"""The estimator on tiny budgets: scikit-learn's conventions, shapes, saved files, seeds."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
-import time
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from estimator_inputs import (
+    IMAGES,
+    LABELS,
+    SINGLE,
+    TINY,
+    change_manifest,
+    same_answers,
+    write_pictures,
+)
+from refusals import in_time
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 
+import edgenes
 from edgenes import EdgeNES
 from edgenes.algorithm import Candidate
-from edgenes.core import EdgenesError, content_hash, write_atomic, write_json
+from edgenes.core import EdgenesError, write_atomic, write_json
 from edgenes.estimator import estimator, saved
 from edgenes.estimator.fit import run_retraining
 from edgenes.estimator.members import FitParameters
-from edgenes.estimator.planning import clock_of_budgets, plan_fit
+from edgenes.estimator.planning import plan_fit
 from edgenes.estimator.progress import FitProgress
 from edgenes.neighbours import random_genotype
 from edgenes.readers import load_data
 
-TINY = {"members": 2, "candidates": 2, "search_steps": 2, "epochs": 1, "verbose": 0}
-SINGLE = TINY | {"members": 1, "candidates": 1}
-DIGITS = load_digits()
-IMAGES = (DIGITS.images * 255 / 16).round().astype(np.uint8)
-LABELS = DIGITS.target
 FEW_IMAGES = IMAGES[:200]
 FEW_LABELS = np.array([f"digit {label}" for label in LABELS[:200]])
 
@@ -49,20 +51,27 @@ def former_model():
     return EdgeNES(**SINGLE, seed=5).fit(FEW_IMAGES, FEW_LABELS)
 
 
-def same_answers(model, other):
-    return np.array_equal(model.predict_proba(IMAGES), other.predict_proba(IMAGES))
+@pytest.fixture(scope="module")
+def saved_model(model, tmp_path_factory):
+    """The folder of the saved model, which no test changes."""
+    return model.save(tmp_path_factory.mktemp("saved") / "ensemble")
 
 
-def test_import_is_light():
-    code = """
-import sys, time, torch
-start = time.perf_counter()
-import edgenes
-print(time.perf_counter() - start < 0.3, "sklearn" in sys.modules, hasattr(edgenes, "nothing"))
-"""
-    command = [sys.executable, "-c", code]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert process.stdout.split() == ["True", "False", "False"]
+@pytest.fixture(scope="module")
+def saved_former_model(former_model, tmp_path_factory):
+    """The folder of the saved former model, which no test changes."""
+    return former_model.save(tmp_path_factory.mktemp("saved") / "former")
+
+
+@pytest.fixture
+def folder(saved_model, tmp_path):
+    """A copy of the saved model."""
+    return shutil.copytree(saved_model, tmp_path / "ensemble")
+
+
+def test_the_package_offers_the_estimator_alone():
+    assert edgenes.EdgeNES is EdgeNES
+    assert not hasattr(edgenes, "nothing")
 
 
 # ---------------------------------------------------------------- conventions of scikit-learn
@@ -164,12 +173,7 @@ def test_what_cannot_be_saved_is_refused_before_training(labels, monkeypatch):
 @pytest.fixture
 def folder_of_pictures(tmp_path):
     """Six pictures of each of two classes."""
-    folder = tmp_path / "pictures"
-    names = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(6)]
-    for name, image in zip(names, IMAGES):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / name)
-    return folder
+    return write_pictures(tmp_path / "pictures", IMAGES[:12], ["cat"] * 6 + ["dog"] * 6)
 
 
 def test_a_folder_is_the_arrays_of_its_pictures(folder_of_pictures):
@@ -234,11 +238,10 @@ def test_saved_files_are_the_model(model, tmp_path):
     assert model.save(tmp_path) == tmp_path  # over itself
 
 
-def test_names_of_the_saved_files_and_of_what_they_hold(model, tmp_path):
+def test_names_of_the_saved_files_and_of_what_they_hold(model, folder):
     """Folders that were saved by earlier versions are read by these names."""
     from safetensors.numpy import load_file
 
-    folder = model.save(tmp_path)
     manifest = json.loads((folder / "ensemble.json").read_text())
     assert set(manifest) == {
         "classes",
@@ -269,8 +272,8 @@ def test_names_of_the_saved_files_and_of_what_they_hold(model, tmp_path):
     "name",
     ["ensemble.json", "weights.safetensors", "member-1.json", "optimum.json"],
 )
-def test_damaged_file_is_named(model, tmp_path, name):
-    path = model.save(tmp_path) / name
+def test_damaged_file_is_named(folder, name):
+    path = folder / name
     good = path.read_bytes()
     damaged = (
         b"",
@@ -283,23 +286,21 @@ def test_damaged_file_is_named(model, tmp_path, name):
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(EdgenesError, match=name):
-            EdgeNES.load(tmp_path)
+            EdgeNES.load(folder)
     path.unlink()
     with pytest.raises(EdgenesError, match=name):
-        EdgeNES.load(tmp_path)
+        EdgeNES.load(folder)
 
 
-def changed(manifest: dict, place: tuple, value: object) -> str:
-    """The manifest with another value at a place (None: without it), and with the right hash."""
-    holder = manifest
+def set_entry(document: dict, place: tuple, value: object) -> None:
+    """Gives an entry another value; None removes it."""
+    holder = document
     for step in place[:-1]:
         holder = holder[step]
     if value is None:
         del holder[place[-1]]
     else:
         holder[place[-1]] = value
-    content = {name: item for name, item in manifest.items() if name != "hash"}
-    return json.dumps(content | {"hash": content_hash(content)})
 
 
 @pytest.mark.parametrize(
@@ -337,62 +338,59 @@ def changed(manifest: dict, place: tuple, value: object) -> str:
         (("classes",), None),
     ],
 )
-def test_manifest_with_the_right_hash_that_is_nonsense_is_one_line(model, tmp_path, place, value):
-    path = model.save(tmp_path) / "ensemble.json"
-    path.write_text(changed(json.loads(path.read_text()), place, value))
+def test_manifest_with_the_right_hash_that_is_nonsense_is_one_line(folder, place, value):
+    change_manifest(folder, lambda manifest: set_entry(manifest, place, value))
     with pytest.raises(EdgenesError, match=r"was changed after|cannot build"):
-        EdgeNES.load(tmp_path)
+        EdgeNES.load(folder)
 
 
-def test_the_version_in_a_manifest_is_of_no_importance(model, tmp_path):
-    path = model.save(tmp_path) / "ensemble.json"
-    path.write_text(changed(json.loads(path.read_text()), ("version",), {}))
-    assert EdgeNES.load(tmp_path).report_
+def test_the_version_in_a_manifest_is_of_no_importance(folder):
+    change_manifest(folder, lambda manifest: set_entry(manifest, ("version",), {}))
+    assert EdgeNES.load(folder).report_
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ensemble.json"])
-def test_pipe_in_place_of_a_file_is_refused(model, tmp_path, name):
-    path = model.save(tmp_path) / name
+def test_pipe_in_place_of_a_file_is_refused(folder, name):
+    path = folder / name
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(EdgenesError, match=name):
-        EdgeNES.load(tmp_path)
+    with in_time(), pytest.raises(EdgenesError, match=name):
+        EdgeNES.load(folder)
 
 
-@pytest.mark.parametrize("end", [0, 3, 7, 8, 9, 12, 15])  # 8 files, the manifest, 8 renamings
+@pytest.mark.parametrize(
+    ("step", "successes"),
+    [("write_atomic", 3), ("write_json", 0), ("replace", 0), ("replace", 2)],
+    ids=["the fourth file", "the manifest", "the first renaming", "the third renaming"],
+)
 @pytest.mark.parametrize("error", [EdgenesError, KeyboardInterrupt])
 def test_saving_over_an_ensemble_leaves_one_of_the_two(
-    model, former_model, tmp_path, monkeypatch, end, error
+    model, former_model, saved_former_model, tmp_path, monkeypatch, step, successes, error
 ):
     """A full disk (an error) or a kill (no clean-up) when a file is written or renamed."""
-    calls = 0
-    former_model.save(tmp_path)
+    folder = shutil.copytree(saved_former_model, tmp_path / "ensemble")
+    steps = {"write_atomic": write_atomic, "write_json": write_json, "replace": os.replace}
+    works = steps[step]
+    calls = []
 
-    def counted(function):
-        def call(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls - 1 == end:
-                raise error("no space left")
-            return function(*arguments)
-
-        return call
+    def fail_in_the_end(*arguments):
+        calls.append(arguments)
+        if len(calls) > successes:
+            raise error("no space left")
+        return works(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(saved, "write_atomic", counted(write_atomic))
-        patch.setattr(saved, "write_json", counted(write_json))
-        counting_os = SimpleNamespace(replace=counted(os.replace), path=os.path)
-        patch.setattr(saved, "os", counting_os)
-        with pytest.raises((error, EdgenesError)):
-            model.save(tmp_path)
-    loaded = EdgeNES.load(tmp_path)
-    assert same_answers(loaded, former_model) or same_answers(loaded, model)
-    model.save(tmp_path)
-    assert same_answers(EdgeNES.load(tmp_path), model)
-    assert not list(tmp_path.glob(".*"))
-    former_model.save(tmp_path)
-    assert not (tmp_path / "member-1.json").exists()
-    assert EdgeNES.load(tmp_path).members == 1
+        if step == "replace":
+            patch.setattr(saved, "os", SimpleNamespace(replace=fail_in_the_end, path=os.path))
+        else:
+            patch.setattr(saved, step, fail_in_the_end)
+        with pytest.raises(error):
+            model.save(folder)
+    loaded = EdgeNES.load(folder)
+    assert any(same_answers(loaded, one, FEW_IMAGES) for one in (former_model, model))
+    model.save(folder)
+    assert same_answers(EdgeNES.load(folder), model, FEW_IMAGES)
+    assert not list(folder.glob(".*"))
 
 
 def test_card_shows_names_as_they_are(model, tmp_path):
@@ -403,8 +401,8 @@ def test_card_shows_names_as_they_are(model, tmp_path):
     assert "&#60;script&#62; alert(1)&#60;/script&#62;&#124;&#91;x&#93;(y)" in card
 
 
-def test_card_explains_its_metrics(model, tmp_path):
-    card = (model.save(tmp_path) / "README.md").read_text()
+def test_card_explains_its_metrics(model, folder):
+    card = (folder / "README.md").read_text()
     for name in model.report_["validation"]:
         assert re.search(rf"^\| {name} \| [-\d.e]+ \| \w.{{9,}} \|$", card, re.M), name
     assert "aleatoric" in card
@@ -421,23 +419,7 @@ def test_export_is_read_back_and_equal(model, tmp_path):
         assert np.allclose(probabilities, model.predict_proba(IMAGES[:count]), atol=1e-5)
 
 
-# ---------------------------------------------------------------- clocks and seeds
-
-
-@pytest.mark.parametrize("clock", [time.process_time, time.perf_counter])
-def test_time_budget_is_kept(clock):
-    """Within a tenth in both directions.
-
-    By the seconds of the process, and by those on the wall where the machine is not busy with
-    something else.
-    """
-    if clock is time.perf_counter and os.getloadavg()[0] > os.cpu_count():
-        pytest.skip("other programs take the processors, the wall would measure them")
-    start = clock()
-    with clock_of_budgets(clock):
-        model = EdgeNES(members=2, candidates=4, time_budget=15, verbose=0).fit(IMAGES, LABELS)
-    seconds = clock() - start
-    assert 13.5 <= seconds <= 16.5, (seconds, model.report_["spent"])
+# ---------------------------------------------------------------- seeds
 
 
 def test_one_architecture_twice_gives_two_networks():

@@ -49,12 +49,6 @@ def test_extreme_data_and_spaces_work(tmp_path, form, space):
     assert np.isfinite(list(metrics.values())).all()
 
 
-def test_one_image_per_class_is_refused_by_name(tmp_path):
-    source = write_npz(tmp_path, each=1)
-    with pytest.raises(EdgenesError, match="leave none of 2 for training"):
-        load_data(source)
-
-
 def test_a_batch_of_one_pixel_is_refused_by_name(tmp_path):
     data = load_data(write_npz(tmp_path, size=2), val_images=2)
     space = SearchSpace()

@@ -23,10 +23,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from typer.testing import CliRunner
 
 from edgenes.bench import gpu
 from edgenes.bench.gpu import PARTS
 from edgenes.bilevel import Bilevel, SearchSettings, StepInputs, VectorStructure, objective
+from edgenes.cli.main import app
 from edgenes.core import EdgenesError, read_json, stream, write_json
 from edgenes.data import Augment, augment_images
 from edgenes.discrete import DiscreteNetwork
@@ -108,11 +110,12 @@ def test_a_hypernetwork_never_waits(fake_gpu):
 
 def test_the_sampled_supernet_never_waits(fake_gpu):
     problem, (images, _) = fake_problem("sampled", hypernetwork=False)
-    one_each = torch.zeros(SPACE.shapes[0], dtype=torch.bool)
-    one_each[:, :, 2:4] = True
     with torch.device("cuda"):
         mix = torch.rand(SPACE.shapes[0])
-    used = mock.Mock(tolist=lambda: [[[place in (2, 3) for place in range(8)]] * SPACE.n_edges])
+    # All that a supernet asks of `used` is its list, which a fake tensor cannot give.
+    _, edges, operations = SPACE.shapes[0]
+    two_of_each_edge = [[place in (2, 3) for place in range(operations)]] * edges
+    used = mock.Mock(tolist=lambda: [two_of_each_edge])
     with Copies() as copies:
         logits = problem.supernet(images, mix, used)
     assert logits.device.type == "cuda"
@@ -124,11 +127,11 @@ def test_a_discrete_network_never_waits(fake_gpu):
         network = DiscreteNetwork(random_genotype(SPACE, 0), 10, channels=4, auxiliary=True)
         images = torch.randn(8, 3, 8, 8)
     with Copies() as copies:
-        logits, auxiliary_logits = network.features(images)
+        logits, auxiliary_logits = network.both_logits(images)
     assert logits.device.type == auxiliary_logits.device.type == "cuda"
     assert copies.counts.total() == 0
-    network.drop_path = 0.2
-    assert network.features(images)[0].device.type == "cuda"
+    network.drop_probability = 0.2
+    assert network.both_logits(images)[0].device.type == "cuda"
 
 
 def test_images_are_augmented_where_they_are(fake_gpu):
@@ -354,10 +357,8 @@ def test_a_check_needs_no_library_of_figures_or_statistics():
 def test_a_command_without_a_gpu_names_the_remedy(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU is at hand")
-    command = [sys.executable, "-m", "edgenes", "gpu-check", "--out", str(tmp_path / "out")]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
-    assert line.startswith("edgenes: no CUDA GPU is found by torch")
-    assert "--device cpu" in line
+    done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, EdgenesError)
+    assert str(done.exception).startswith("no CUDA GPU is found by torch")
+    assert "--device cpu" in str(done.exception)
     assert not (tmp_path / "out").exists()

@@ -2,15 +2,14 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
 import sys
 
 import nbformat
 import pandas as pd
 import papermill
 import pytest
+from executed import EXPERIMENT_NOTEBOOKS, executed, notebook_process
 from project import ROOT, name_of, notebooks, project_files, run
 
 from edgenes.experiments.registry import EXPERIMENTS
@@ -18,12 +17,6 @@ from edgenes.report.readme import leading_profile
 from edgenes.report.verdicts import counts_sentence
 
 LONGEST_OUTPUT = 60
-# Experiments that papermill runs; the registry lies beside them and is none.
-EXPERIMENT_NOTEBOOKS = [
-    path
-    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-    if path.stem != "registry"
-]
 
 
 def tags(cell):
@@ -139,23 +132,19 @@ def test_experiments_declare_their_parameters(path):
     assert not injected, "papermill's cell overrides what a reader sets above it"
 
 
-@pytest.mark.parametrize("path", EXPERIMENT_NOTEBOOKS, ids=lambda path: path.stem)
-def test_experiments_run_as_committed_without_data_and_without_training(path, tmp_path):
-    """In JupyterLab, on the records of the repository; nothing in results/ is written."""
-    environment = {key: value for key, value in os.environ.items() if key != "EDGENES_DATA"}
+@pytest.fixture(scope="module")
+def process():
+    """It ends with the comparison: nothing in results/ was written."""
     before = run("git", "status", "--porcelain", "results").stdout
-    code = (
-        "import papermill, sys; "
-        "papermill.execute_notebook(sys.argv[1], sys.argv[2], cwd=sys.argv[3], progress_bar=False)"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code, path, tmp_path / "out.ipynb", path.parent],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
+    with notebook_process() as pool:
+        yield pool
     assert run("git", "status", "--porcelain", "results").stdout == before
+
+
+@pytest.mark.parametrize("path", EXPERIMENT_NOTEBOOKS, ids=lambda path: path.stem)
+def test_experiments_run_as_committed_without_data_and_without_training(path, process, tmp_path):
+    """On the records of the repository, as when a reader opens it in JupyterLab."""
+    executed(process, path, tmp_path)
 
 
 @pytest.mark.parametrize("path", EXPERIMENT_NOTEBOOKS, ids=lambda path: path.stem)

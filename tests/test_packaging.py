@@ -1,26 +1,19 @@
-"""One source for every version and requirement; the wheel holds what the package needs."""
+"""One source for every version and requirement."""
 
 import json
 import os
 import re
-import shutil
-import sys
-import tarfile
-import zipfile
-from email import message_from_string
 
 import pytest
 import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from project import ROOT, contents, read_settings, requirements, run
+from project import ROOT, read_settings, requirements, run
 
 import edgenes
 
 PYTHON_OF_BINDER = "3.11"  # that of environment.yml
-IN_SDIST = ("settings.ini", "LICENSE", "README.md", "requirements.lock", "environment.yml")
-NEEDED_TO_BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in")
 
 
 def read(name):
@@ -138,47 +131,3 @@ def test_conda_environment_installs_the_lock():
     assert names == ["python", "pip"], "libraries belong in settings.ini"
     minor = int(re.search(r"python=3\.(\d+)", " ".join(by_conda))[1])
     assert minor >= 10
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """(sdist, wheel): the sdist is built from a checkout's files, the wheel from the sdist."""
-    folder = tmp_path_factory.mktemp("built")
-    for name in (*IN_SDIST, *NEEDED_TO_BUILD):
-        shutil.copy(ROOT / name, folder)
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "edgenes", folder / "edgenes", ignore=ignore)
-    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
-    run(sys.executable, "-c", build, cwd=folder)
-    [sdist] = (folder / "dist").glob("*.tar.gz")
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", folder]
-    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
-    [wheel] = folder.glob("*.whl")
-    return sdist, wheel
-
-
-def test_sdist_holds_what_a_build_needs(built):
-    sdist, _ = built
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert set(IN_SDIST) <= names
-
-
-def test_wheel_holds_the_package_and_its_metadata(built):
-    _, wheel = built
-    settings = read_settings()
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        metadata_files = {
-            name.split("/")[-1]: archive.read(name).decode()
-            for name in names
-            if ".dist-info/" in name
-        }
-    expected = {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".py")}
-    expected |= {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".jinja2")}
-    assert {name for name in names if ".dist-info/" not in name} == expected | {"edgenes/py.typed"}
-    metadata = message_from_string(metadata_files["METADATA"])
-    assert metadata["Version"] == settings["version"]
-    assert len(metadata.get_all("Requires-Dist")) == len(requirements())
-    script = settings["console_scripts"].replace("=", " = ")
-    assert script in metadata_files["entry_points.txt"]

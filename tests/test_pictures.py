@@ -10,11 +10,15 @@ import sys
 import unicodedata
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import refusal, run_command
+from estimator_inputs import IMAGES as DIGITS
+from estimator_inputs import SINGLE, TINY, write_pictures
 from PIL import Image, ImageDraw
 from refusals import file_contents, in_time
 from sklearn.exceptions import NotFittedError
@@ -29,7 +33,6 @@ from edgenes.estimator.pictures import Conversion, PictureSettings, read_picture
 from edgenes.estimator.problems import check_folder
 from edgenes.estimator.saved import load_ensemble
 
-TINY = {"members": 1, "candidates": 1, "search_steps": 2, "epochs": 1, "verbose": 0}
 TINY_OPTIONS = (
     *("--members", 1, "--candidates", 1, "--search-steps", 2, "--epochs", 1),
     *("--device", "cpu", "--quiet"),
@@ -97,7 +100,7 @@ def modes():
     }
 
 
-def write_pictures(folder):
+def write_arrows(folder):
     """Arrows of every orientation, mode and number of frames; the names of their files."""
     folder.mkdir(parents=True)
     for orientation, stored in STORED.items():
@@ -128,10 +131,17 @@ def write_harm(folder):
     }
 
 
-def write_folder_of_faults(root):
-    """A folder with everything in it that people's folders have; (pictures, no pictures)."""
+class FaultyFolder(NamedTuple):
+    """A folder with everything in it that people's folders have."""
+
+    pictures: Path
+    good: list[str]  # names of the files of the class `arrow` that are pictures
+    bad: set[str]  # and of those that cannot be read
+
+
+def write_faulty_folder(root):
     pictures = root / "pictures"
-    good = write_pictures(pictures / "arrow")
+    good = write_arrows(pictures / "arrow")
     bad = write_harm(pictures / "arrow")
     disc = root / "elsewhere"
     disc.mkdir()
@@ -150,33 +160,19 @@ def write_folder_of_faults(root):
     ):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         (pictures / name).write_text("no picture")
-    return pictures, good, bad
+    return FaultyFolder(pictures, good, bad)
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    return write_folder_of_faults(tmp_path_factory.mktemp("faults"))
-
-
-def edgenes(*arguments):
-    """What a command prints on stdout and on stderr, where it succeeds."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
-
-
-def refusal(*arguments):
-    """The one line with which a command refuses."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert isinstance(result.exception, EdgenesError), (result.output, result.exception)
-    return str(result.exception)
+def faulty(tmp_path_factory):
+    return write_faulty_folder(tmp_path_factory.mktemp("faulty"))
 
 
 @pytest.fixture(scope="module")
-def fitted(faults, tmp_path_factory):
+def fitted(faulty, tmp_path_factory):
     """(folder of the ensemble, notes): the folder of faults, fitted by one command."""
     out = tmp_path_factory.mktemp("fitted") / "ensemble"
-    result = edgenes("fit", faults[0], "--out", out, *TINY_OPTIONS)
+    result = run_command("fit", faulty.pictures, "--out", out, *TINY_OPTIONS)
     return out, result.stderr
 
 
@@ -188,10 +184,10 @@ def model(fitted):
 # ---------------------------------------------------------------- check and fit
 
 
-def test_check_tells_every_problem_at_once(faults):
-    pictures, _, bad = faults
+def test_check_tells_every_problem_at_once(faulty):
+    pictures, _, bad = faulty
     with in_time(5):
-        output = edgenes("check", pictures).stdout
+        output = run_command("check", pictures).stdout
     for problem in (
         f"pictures that cannot be read                 {len(bad)} ",
         "pictures of another size",
@@ -215,10 +211,10 @@ def test_check_tells_every_problem_at_once(faults):
         assert line.isprintable()
 
 
-def test_check_needs_no_torch(faults):
+def test_check_needs_no_torch(faulty):
     code = f"""
 import sys
-sys.argv = ["edgenes", "check", {str(faults[0])!r}]
+sys.argv = ["edgenes", "check", {str(faulty.pictures)!r}]
 from edgenes.cli.main import main
 try:
     main()
@@ -231,10 +227,7 @@ finally:
 
 
 def test_check_refuses_what_a_fit_refuses(tmp_path, monkeypatch):
-    for name, count in (("a", 5), ("b", 2)):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for i in range(count):
-            arrow().save(tmp_path / "in" / name / f"{i}.png")
+    write_pictures(tmp_path / "in", DIGITS[:7], ["a"] * 5 + ["b"] * 2)
     result = CliRunner().invoke(app, ["check", str(tmp_path / "in")])
     assert result.exit_code == 1
     assert "classes of fewer than 3 pictures" in result.output
@@ -243,15 +236,15 @@ def test_check_refuses_what_a_fit_refuses(tmp_path, monkeypatch):
     assert "classes of fewer than 3" in refusal("fit", tmp_path / "in", "--out", out)
     assert not out.exists()
     with pytest.raises(EdgenesError, match="class b has 2 images"):
-        EdgeNES(**TINY).fit(tmp_path / "in")
+        EdgeNES(**SINGLE).fit(tmp_path / "in")
 
 
-def test_the_folder_of_faults_is_fitted_by_one_command(fitted, faults):
+def test_the_folder_of_faults_is_fitted_by_one_command(fitted, faulty):
     out, notes = fitted
     card = (out / "README.md").read_text()
     ensemble = load_ensemble(out, "cpu")
     assert ensemble.classes.tolist() == ["arrow", ACCENTED, "linked"]
-    pictures = len(faults[1]) + 4 + 10
+    pictures = len(faulty.good) + 4 + 10
     assert sum(ensemble.report["images"].values()) == pictures
     for words in ("cannot be read: 7", "lie on their side", "several frames", "in two classes"):
         assert words in notes
@@ -259,9 +252,9 @@ def test_the_folder_of_faults_is_fitted_by_one_command(fitted, faults):
     assert "hidden" not in notes
 
 
-def test_each_picture_is_upright(faults, tmp_path):
+def test_each_picture_is_upright(faulty, tmp_path):
     """The contact sheet; each picture on it is the arrow."""
-    pictures, good, bad = faults
+    pictures, good, bad = faulty
     files = [pictures / "arrow" / name for name in [*good, *sorted(bad)]]
     read = read_pictures(files, Conversion(48, 36, 3))
     assert [file.name for file in read.files] == good
@@ -289,34 +282,32 @@ def test_sizes(tmp_path, resize):
     assert (image[0, 0] == (0, 0, 0)).all() == (resize == "pad")
 
 
-def test_options_of_pictures(faults, tmp_path):
+def test_options_of_pictures(faulty, tmp_path):
     options = ["--image-size", "16x24", "--resize", "pad", "--channels", "grey"]
     out = tmp_path / "ensemble"
-    edgenes("fit", faults[0], "--out", out, *options, "--balanced", *TINY_OPTIONS)
+    run_command("fit", faulty.pictures, "--out", out, *options, "--balanced", *TINY_OPTIONS)
     loaded = EdgeNES.load(out)
     assert loaded.image_shape_ == (16, 24, 1)
     assert loaded.conversion_ == Conversion(16, 24, 1, "pad")
     assert loaded.class_weight == "balanced"
-    assert "pad" not in refusal("fit", faults[0], "--out", tmp_path / "x", "--image-size", "7")
+    other = tmp_path / "x"
+    line = refusal("fit", faulty.pictures, "--out", other, "--image-size", "7")
+    assert "is 7 x 7: give even numbers" in line
     for wrong in (["--image-size", "big"], ["--resize", "x"], ["--channels", "x"]):
-        assert wrong[1] in refusal("check", faults[0], *wrong)
+        assert wrong[1] in refusal("check", faulty.pictures, *wrong)
 
 
-def test_unreadable_pictures_can_stop_a_fit(faults, tmp_path):
+def test_unreadable_pictures_can_stop_a_fit(faulty, tmp_path):
     with pytest.raises(EdgenesError, match=r"cannot read the picture .*arrow/"):
-        EdgeNES(**TINY, unreadable="error").fit(faults[0])
-    line = refusal("fit", faults[0], "--out", tmp_path / "x", "--unreadable", "error")
+        EdgeNES(**SINGLE, unreadable="error").fit(faulty.pictures)
+    line = refusal("fit", faulty.pictures, "--out", tmp_path / "x", "--unreadable", "error")
     assert "pictures that cannot be read" in line
 
 
-def write_classes(root, *places, count=4):
-    """Different pictures in each of these folders."""
-    for place in places:
-        (root / place).mkdir(parents=True)
-        for i in range(count):
-            pixels = np.random.default_rng((len(place), i)).integers(0, 256, (8, 8), np.uint8)
-            Image.fromarray(pixels).save(root / place / f"{i}.png")
-    return root
+def write_classes(root, *classes):
+    """Four different pictures of each of these classes."""
+    labels = np.repeat(classes, 4)
+    return write_pictures(root, DIGITS[: len(labels)], labels)
 
 
 def test_names_that_are_no_text_do_not_lose_a_fit(tmp_path, capsys):
@@ -324,7 +315,7 @@ def test_names_that_are_no_text_do_not_lose_a_fit(tmp_path, capsys):
     pictures = write_classes(tmp_path / "in", "cat", "mouse")
     (pictures / "cat" / os.fsdecode(b"caf\xe9.txt")).touch()
     (pictures / "mouse" / "\x1b[31mred.png").touch()
-    model = EdgeNES(**TINY | {"verbose": 1}).fit(pictures)
+    model = EdgeNES(**SINGLE | {"verbose": 1}).fit(pictures)
     card = (model.save(tmp_path / "out") / "README.md").read_text()
     assert EdgeNES.load(tmp_path / "out").report_["notes"] == model.report_["notes"]
     for text in (capsys.readouterr().out, card.replace("&#91;", "[").replace("&#92;", "\\")):
@@ -337,9 +328,9 @@ def test_names_that_are_no_text_do_not_lose_a_fit(tmp_path, capsys):
 
 def test_a_class_may_be_called_train(tmp_path):
     pictures = write_classes(tmp_path / "in", "bus", "car", "train")
-    edgenes("fit", pictures, "--out", tmp_path / "out", *TINY_OPTIONS)
+    run_command("fit", pictures, "--out", tmp_path / "out", *TINY_OPTIONS)
     assert EdgeNES.load(tmp_path / "out").classes_.tolist() == ["bus", "car", "train"]
-    assert " of 12 test images" in edgenes("evaluate", tmp_path / "out", pictures).stdout
+    assert " of 12 test images" in run_command("evaluate", tmp_path / "out", pictures).stdout
     write_classes(pictures / "train", "steam")
     for command in (["check", pictures], ["fit", pictures, "--out", tmp_path / "x"]):
         assert "class folder bus beside train, which has folders" in refusal(*command)
@@ -349,12 +340,12 @@ def test_a_list_loses_no_class(tmp_path):
     pictures = write_classes(tmp_path / "in", "cat", "mouse")
     files = sorted(pictures.glob("*/*.png"))
     labels = [file.parent.name for file in files]
-    model = EdgeNES(**TINY).fit(files, labels)
+    model = EdgeNES(**SINGLE).fit(files, labels)
     with pytest.raises(EdgenesError, match="can be read only once"):
-        EdgeNES(**TINY).fit(pictures.glob("*/*.png"), labels)
+        EdgeNES(**SINGLE).fit(pictures.glob("*/*.png"), labels)
     for file in (pictures / "cat").iterdir():
         file.write_text("no picture")
-    for method in (EdgeNES(**TINY).fit, model.evaluate, model.score):
+    for method in (EdgeNES(**SINGLE).fit, model.evaluate, model.score):
         with pytest.raises(EdgenesError, match="no picture of the class cat can be read: replace"):
             method(files, labels)
 
@@ -362,12 +353,12 @@ def test_a_list_loses_no_class(tmp_path):
 # ---------------------------------------------------------------- every method takes pictures
 
 
-def test_predict_takes_folders_files_and_lists(model, faults):
-    pictures, good, _ = faults
+def test_predict_takes_folders_files_and_lists(model, faulty):
+    pictures, good, _ = faulty
     one = pictures / "arrow" / "exif 6.jpg"
-    with pytest.warns(match="8 pictures cannot be read"):  # one lies in no class
+    with pytest.warns(match="9 pictures cannot be read"):  # one lies in no class
         of_folder = model.predict_proba(pictures)
-    with pytest.warns(match="7 pictures cannot be read"):
+    with pytest.warns(match="8 pictures cannot be read"):
         answers = model.predict(str(pictures / "arrow"))
     read = model.read(pictures)
     assert len(of_folder) == len(read.files) == len(good) + 4 + 10
@@ -385,26 +376,26 @@ def test_predict_takes_folders_files_and_lists(model, faults):
         model.predict(pictures / "__MACOSX")
 
 
-def test_a_share_that_is_none_is_refused_before_pictures_are_judged(fitted, faults, monkeypatch):
+def test_a_share_that_is_none_is_refused_before_pictures_are_judged(fitted, faulty, monkeypatch):
     monkeypatch.setattr(commands, "_predict_files", lambda *_: pytest.fail("they were judged"))
-    assert "reject is 2.0" in refusal("predict", fitted[0], faults[0], "--reject", 2)
+    assert "reject is 2.0" in refusal("predict", fitted[0], faulty.pictures, "--reject", 2)
 
 
-def test_the_table_has_a_row_for_each_picture(fitted, faults, tmp_path):
-    pictures, good, bad = faults
-    result = edgenes("predict", fitted[0], pictures, "--out", tmp_path / "answers.csv")
+def test_the_table_has_a_row_for_each_picture(fitted, faulty, tmp_path):
+    pictures, good, bad = faulty
+    result = run_command("predict", fitted[0], pictures, "--out", tmp_path / "answers.csv")
     with open(tmp_path / "answers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     names = {Path(row["file"]).name for row in rows}
     assert {*good, *bad} < names
     assert not any(name.startswith(".") for name in names)
     empty = {Path(row["file"]).name for row in rows if not row["label"]}
-    assert empty == {*bad, "loose.png"}
+    assert empty == {*bad, "loose.png", "phone.heic"}
     assert result.stderr.count("note: no answer for") == len(empty)
 
 
-def test_labelled_pictures_are_read_alike_by_all(model, fitted, faults):
-    pictures, good, bad = faults
+def test_labelled_pictures_are_read_alike_by_all(model, fitted, faulty):
+    pictures, good, bad = faulty
     told = f"^{len(bad)} pictures cannot be read and have no answer, first "
     with pytest.warns(match=told) as of_evaluate:
         metrics = model.evaluate(pictures)
@@ -412,7 +403,7 @@ def test_labelled_pictures_are_read_alike_by_all(model, fitted, faults):
         share = model.score(pictures)
     assert {warning.filename for warning in (*of_evaluate, *of_score)} == {__file__}
     assert share == pytest.approx(metrics["accuracy_percent"] / 100, abs=1e-6)
-    printed = edgenes("evaluate", fitted[0], pictures)
+    printed = run_command("evaluate", fitted[0], pictures)
     assert f"note: pictures that cannot be read: {len(bad)}, first arrow/" in printed.stderr
     assert f"accuracy_percent: {metrics['accuracy_percent']:.4g} " in printed.stdout
     read = model.read(pictures)
@@ -424,20 +415,20 @@ def test_labelled_pictures_are_read_alike_by_all(model, fitted, faults):
     assert of_list["nll_nats"] == pytest.approx(metrics["nll_nats"], abs=1e-4)
 
 
-def test_a_list_of_pictures_with_labels_can_be_fitted(faults):
-    pictures, good, _ = faults
+def test_a_list_of_pictures_with_labels_can_be_fitted(faulty):
+    pictures, good, _ = faulty
     files = [pictures / "arrow" / name for name in [*good[:8], "text.jpg"]]
     labels = np.arange(9) % 2
-    model = EdgeNES(**TINY).fit(files, labels)
+    model = EdgeNES(**SINGLE).fit(files, labels)
     assert sum(model.report_["images"].values()) == 8
     assert model.classes_.dtype == labels.dtype
     with pytest.raises(EdgenesError, match="9 pictures, and labels of shape"):
-        EdgeNES(**TINY).fit(files, labels[:3])
+        EdgeNES(**SINGLE).fit(files, labels[:3])
 
 
-def test_a_saved_ensemble_keeps_the_conversion(model, faults, tmp_path):
+def test_a_saved_ensemble_keeps_the_conversion(model, faulty, tmp_path):
     again = EdgeNES.load(model.save(tmp_path / "again"))
-    one = faults[0] / "arrow" / "large.jpeg"
+    one = faulty.pictures / "arrow" / "large.jpeg"
     assert np.array_equal(again.predict_proba(one), model.predict_proba(one))
     assert "turned upright" in (tmp_path / "again" / "README.md").read_text()
     extra = {"card.md": ""}
@@ -465,7 +456,7 @@ LABELS = np.arange(24) % 2
 
 @pytest.fixture(scope="module")
 def of_arrays():
-    return EdgeNES(**TINY).fit(IMAGES, LABELS)
+    return EdgeNES(**SINGLE).fit(IMAGES, LABELS)
 
 
 def test_one_image_is_not_many(model, of_arrays):
@@ -487,14 +478,14 @@ def test_a_table_is_no_image(of_arrays):
 
 
 def test_a_single_class_is_noted():
-    model = EdgeNES(**TINY).fit(IMAGES, ["cat"] * len(IMAGES))
+    model = EdgeNES(**SINGLE).fit(IMAGES, ["cat"] * len(IMAGES))
     assert any("a single class, cat" in note for note in model.report_["notes"])
 
 
 def test_lists_of_whole_numbers_are_images(of_arrays):
     nested = IMAGES.tolist()
     assert np.array_equal(of_arrays.predict_proba(nested), of_arrays.predict_proba(IMAGES))
-    again = EdgeNES(**TINY).fit(nested, LABELS)
+    again = EdgeNES(**SINGLE).fit(nested, LABELS)
     assert np.array_equal(again.predict_proba(IMAGES), of_arrays.predict_proba(IMAGES))
 
 
@@ -509,7 +500,7 @@ def test_lists_of_whole_numbers_are_images(of_arrays):
     ],
 )
 def test_advice_fits_the_pixels(of_arrays, images, advice):
-    for call in (of_arrays.predict, lambda X: EdgeNES(**TINY).fit(X, LABELS)):
+    for call in (of_arrays.predict, lambda X: EdgeNES(**SINGLE).fit(X, LABELS)):
         with pytest.raises(EdgenesError, match=advice):
             call(images)
 
@@ -532,7 +523,7 @@ def test_advice_fits_the_pixels(of_arrays, images, advice):
     ids=lambda labels: str(labels.dtype),
 )
 def test_labels_come_back_as_they_were_given(labels, tmp_path):
-    model = EdgeNES(**TINY).fit(IMAGES, labels)
+    model = EdgeNES(**SINGLE).fit(IMAGES, labels)
     again = EdgeNES.load(model.save(tmp_path))
     given = np.asarray(labels)
     for answers in (model.predict(IMAGES), again.predict(IMAGES)):
@@ -565,29 +556,25 @@ def test_score_and_evaluate_have_one_rule_for_labels(of_arrays):
 def test_one_name_in_two_forms_is_one_class():
     names = [unicodedata.normalize(form, ACCENTED) for form in ("NFC", "NFD")]
     labels = np.array([*names, "tea"])[np.arange(24) % 3]
-    model = EdgeNES(**TINY).fit(IMAGES, labels)
+    model = EdgeNES(**SINGLE).fit(IMAGES, labels)
     assert len(model.classes_) == 2
     assert model.evaluate(IMAGES, labels)["members"] == 1
     assert not any("look alike" in note for note in model.report_["notes"])
 
 
 def test_a_class_name_that_is_no_text_is_refused_at_once(tmp_path):
-    names = ("a", os.fsdecode(b"caf\xe9"))
-    for name in names:
-        (tmp_path / name).mkdir()
-        for i in range(4):
-            arrow().save(tmp_path / name / f"{i}.png")
+    write_pictures(tmp_path, DIGITS[:8], ["a"] * 4 + [os.fsdecode(b"caf\xe9")] * 4)
     _, problems = check_folder(tmp_path, PictureSettings())
     (problem,) = [problem for problem in problems if problem.is_refused]
     assert "no text in UTF-8: 1, first 'caf\\udce9'; refused; rename" in problem.note
     assert "rename the folder" in refusal("fit", tmp_path, "--out", tmp_path.parent / "out")
     with pytest.raises(EdgenesError, match="rename it"):
-        EdgeNES(**TINY).fit(tmp_path)
+        EdgeNES(**SINGLE).fit(tmp_path)
 
 
 def test_names_that_look_alike_are_told():
     labels = np.array(["cat", "Cat", "dog"])[np.arange(24) % 3]
-    model = EdgeNES(**TINY).fit(IMAGES, labels)
+    model = EdgeNES(**SINGLE).fit(IMAGES, labels)
     assert len(model.classes_) == 3
     assert any("look alike" in note for note in model.report_["notes"])
 
@@ -601,7 +588,7 @@ def test_evaluating_before_a_fit():
 
 
 def test_a_small_class_keeps_its_images():
-    """Of 203 images with a class of three, 68 were kept from the training."""
+    """A fifth of each class validates, so that a class of three trains with two."""
     labels = np.repeat([0, 1], [200, 3])
     images = RNG.integers(0, 256, (203, 4, 4), dtype=np.uint8)
     data, _ = estimator.to_data(images, labels, 0)
@@ -614,7 +601,7 @@ def test_a_small_class_keeps_its_images():
 def test_class_weights_and_the_note_on_imbalance():
     labels = np.repeat([0, 1], [66, 6])
     images = (RNG.integers(0, 160, (72, 8, 8)) + 60 * labels[:, None, None]).astype(np.uint8)
-    longer = TINY | {"epochs": 8}
+    longer = SINGLE | {"epochs": 8}
     plain = EdgeNES(**longer).fit(images, labels)
     assert any("under a tenth" in note for note in plain.report_["notes"])
     balanced = EdgeNES(**longer, class_weight="balanced").fit(images, labels)
@@ -624,19 +611,19 @@ def test_class_weights_and_the_note_on_imbalance():
     by_hand = EdgeNES(**longer, class_weight={0: 72 / 132, "1": 72 / 12}).fit(images, labels)
     assert np.array_equal(by_hand.predict_proba(images), balanced.predict_proba(images))
     with pytest.raises(EdgenesError, match="class_weight has the label 5"):
-        EdgeNES(**TINY, class_weight={5: 2}).fit(images, labels)
+        EdgeNES(**SINGLE, class_weight={5: 2}).fit(images, labels)
 
 
 def test_random_state_is_the_seed(of_arrays, tmp_path):
-    other = EdgeNES(**TINY, seed=3).fit(IMAGES, LABELS).predict_proba(IMAGES)
-    named = EdgeNES(**TINY, random_state=3).fit(IMAGES, LABELS)
+    other = EdgeNES(**SINGLE, seed=3).fit(IMAGES, LABELS).predict_proba(IMAGES)
+    named = EdgeNES(**SINGLE, random_state=3).fit(IMAGES, LABELS)
     assert np.array_equal(named.predict_proba(IMAGES), other)
     assert not np.array_equal(of_arrays.predict_proba(IMAGES), other)
     assert EdgeNES.load(named.save(tmp_path)).seed == 3
-    drawn = EdgeNES(**TINY, random_state=np.random.RandomState(0)).fit(IMAGES, LABELS)
+    drawn = EdgeNES(**SINGLE, random_state=np.random.RandomState(0)).fit(IMAGES, LABELS)
     assert drawn.seed_ == np.random.RandomState(0).randint(2**31)
     with pytest.raises(EdgenesError, match="random_state is 'x'"):
-        EdgeNES(**TINY, random_state="x").fit(IMAGES, LABELS)
+        EdgeNES(**SINGLE, random_state="x").fit(IMAGES, LABELS)
 
 
 # ---------------------------------------------------------------- places
@@ -652,31 +639,32 @@ def notes(tmp_path):
     return folder
 
 
-def test_nothing_of_anybody_is_written_over(of_arrays, notes, faults, monkeypatch):
+def test_nothing_of_anybody_is_written_over(of_arrays, notes, faulty, monkeypatch):
     before = file_contents(notes)
     monkeypatch.setattr(estimator, "fit_ensemble", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(EdgenesError, match=r"holds other things \(README\.md, member-3\.json\)"):
         of_arrays.save(notes)
-    assert "holds other things" in refusal("fit", faults[0], "--out", notes)
+    assert "holds other things" in refusal("fit", faulty.pictures, "--out", notes)
     for place in (notes / "README.md", notes / "README.md" / "deep"):
         with pytest.raises(EdgenesError, match=r"README\.md is a file"):
             of_arrays.save(place)
-        assert "is a file" in refusal("fit", faults[0], "--out", place)
-    assert "lies in the folder" in refusal("fit", faults[0], "--out", faults[0] / "ensemble")
+        assert "is a file" in refusal("fit", faulty.pictures, "--out", place)
+    inside = faulty.pictures / "ensemble"
+    assert "lies in the folder" in refusal("fit", faulty.pictures, "--out", inside)
     assert file_contents(notes) == before
 
 
-def test_an_ensemble_is_replaced_only_where_that_is_asked_for(of_arrays, faults, tmp_path):
+def test_an_ensemble_is_replaced_only_where_that_is_asked_for(of_arrays, faulty, tmp_path):
     out = of_arrays.save(tmp_path / "ensemble")
     before = file_contents(out)
-    assert "holds an ensemble" in refusal("fit", faults[0], "--out", out)
+    assert "holds an ensemble" in refusal("fit", faulty.pictures, "--out", out)
     assert file_contents(out) == before
-    edgenes("fit", faults[0], "--out", out, "--overwrite", *TINY_OPTIONS)
+    run_command("fit", faulty.pictures, "--out", out, "--overwrite", *TINY_OPTIONS)
     assert file_contents(out) != before
 
 
 def test_only_files_of_the_former_ensemble_are_removed(of_arrays, tmp_path):
-    two = EdgeNES(**TINY | {"members": 2, "candidates": 2}).fit(IMAGES, LABELS)
+    two = EdgeNES(**TINY).fit(IMAGES, LABELS)
     two.save(tmp_path)
     (tmp_path / "member-7.json").write_text("mine")
     of_arrays.save(tmp_path)
@@ -690,23 +678,23 @@ def test_the_tilde_is_the_home_folder(of_arrays, tmp_path, monkeypatch):
     assert of_arrays.save("~/a") == tmp_path / "a"
     assert EdgeNES.load("~/a").members == 1
     Image.fromarray(IMAGES[0]).save(tmp_path / "x.png")
-    edgenes("predict", "~/a", "~/x.png", "--out=~/answers.csv")
+    run_command("predict", "~/a", "~/x.png", "--out=~/answers.csv")
     assert (tmp_path / "answers.csv").exists()
     assert not Path("~").exists()
 
 
-def test_an_ensemble_goes_into_a_new_folder_by_default(faults, tmp_path, monkeypatch):
+def test_an_ensemble_goes_into_a_new_folder_by_default(faulty, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    edgenes("fit", faults[0], "--image-size", "8", *TINY_OPTIONS)
+    run_command("fit", faulty.pictures, "--image-size", "8", *TINY_OPTIONS)
     assert (tmp_path / "ensemble" / "ensemble.json").exists()
-    assert "is there already" in refusal("fit", faults[0], *TINY_OPTIONS)
+    assert "is there already" in refusal("fit", faulty.pictures, *TINY_OPTIONS)
 
 
-def test_a_full_disk_is_found_before_the_fit(faults, tmp_path, monkeypatch):
+def test_a_full_disk_is_found_before_the_fit(faulty, tmp_path, monkeypatch):
     usage = places.shutil.disk_usage
     monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage(path)._replace(free=10**6))
     monkeypatch.setattr(estimator, "fit_ensemble", lambda *_, **__: pytest.fail("it was trained"))
-    assert "1 MiB are free" in refusal("fit", faults[0], "--out", tmp_path / "a" / "b")
+    assert "1 MiB are free" in refusal("fit", faulty.pictures, "--out", tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -742,8 +730,8 @@ def test_what_was_trained_is_kept_whatever_fails(of_arrays, tmp_path, monkeypatc
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_mistakes_are_told_before_anything_heavy_is_imported(arguments, faults, tmp_path):
-    arguments = [str(faults[0]) if word == "PICTURES" else word for word in arguments]
+def test_mistakes_are_told_before_anything_heavy_is_imported(arguments, faulty, tmp_path):
+    arguments = [str(faulty.pictures) if word == "PICTURES" else word for word in arguments]
     code = f"""
 import sys
 sys.argv = ["edgenes", *{arguments!r}]
@@ -762,10 +750,10 @@ finally:
     assert process.stdout == "False\n"
 
 
-def test_a_fit_says_what_it_does_before_libraries_are_loaded(faults, tmp_path):
+def test_a_fit_says_what_it_does_before_libraries_are_loaded(faulty, tmp_path):
     code = f"""
 import sys
-sys.argv = ["edgenes", "fit", {str(faults[0])!r}]
+sys.argv = ["edgenes", "fit", {str(faulty.pictures)!r}]
 from edgenes.cli import images
 from edgenes.cli.main import main
 

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
+from executed import EXPERIMENT_NOTEBOOKS, executed, notebook_process
+from project import ROOT
+from recorded import results_of
+from typer.testing import CliRunner
 
+from edgenes.cli.main import app
 from edgenes.core import read_json
 from edgenes.experiments import quality, speed
 from edgenes.experiments.registry import (
@@ -24,22 +30,18 @@ from edgenes.experiments.registry import (
     results,
 )
 from edgenes.report.frames import system_records
+from edgenes.report.verdicts import claims_result
 from edgenes.study.costs import measure
 from edgenes.study.evaluation import EnsembleRun
 from edgenes.study.forecast import imagined
 from edgenes.study.pipeline import Progress, run
 from edgenes.study.profiles import PROFILES, get_profile
-from edgenes.study.records import Records, all_records
+from edgenes.study.records import Records
 from edgenes.study.systems import system_plan
 from edgenes.study.workspace import RecordedWorkspace, open_workspace
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-NOTEBOOKS = [
-    path
-    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-    if path.stem != "registry"  # it lists the experiments
-]
+BY_PAPERMILL = ("benchmark", "control", "space")  # in a kernel; the others as papermill would
 COMMITTED = ("cpu", "cpu-long")
 FIGURES = {
     "F1",
@@ -62,29 +64,11 @@ FIGURES = {
 }
 
 
-def without_seconds(content):
-    """A value of a JSON file without its seconds, at any depth: they differ from run to run."""
-    if isinstance(content, dict):
-        return {
-            name: without_seconds(value) for name, value in content.items() if name != "seconds"
-        }
-    if isinstance(content, list):
-        return [without_seconds(value) for value in content]
-    return content
-
-
-def results_of(folder: Path) -> dict:
-    """The results of all records of a folder by file name, without their seconds."""
-    return {
-        path.name: without_seconds(json.loads(path.read_text())["results"])
-        for path in (folder / "runs").glob("*.json")
-    }
-
-
-def execute(notebook: Path, folder: Path, **parameters) -> None:
-    """Runs a notebook with parameters; what it shows goes into a folder."""
-    output = str(folder / "executed.ipynb")
-    papermill.execute_notebook(str(notebook), output, parameters, progress_bar=False)
+@pytest.fixture(scope="module")
+def process():
+    """Where notebooks are executed."""
+    with notebook_process() as pool:
+        yield pool
 
 
 def edgenes(*arguments, **options) -> subprocess.CompletedProcess:
@@ -103,25 +87,29 @@ def assert_same_table(path: Path, committed: Path) -> None:
 # ---------------------------------------------------------------- experiments
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_experiment_runs_at_a_tiny_budget(notebook, tmp_path):
-    results = tmp_path / "r"
+@pytest.mark.parametrize("notebook", EXPERIMENT_NOTEBOOKS, ids=lambda path: path.stem)
+def test_experiment_runs_at_a_tiny_budget(notebook, process, tmp_path):
+    folder = tmp_path / "r"
     parameters = {
         "profile": "smoke",
         "run": True,
         "seed": 1,
-        "results": str(results),
+        "results": str(folder),
         "workers": 1,
         "device": "cpu",
     }
     is_benchmark = notebook.stem == "benchmark"  # it measures, and has no profile to change
     if not is_benchmark:
         parameters["changes"] = {"screened": 3}
-    execute(notebook, tmp_path, **parameters)
-    assert list((results / "tables").glob("*.csv"))
-    assert list((results / "runs").glob("*.json")) or notebook.stem == "space"
+    if notebook.stem in BY_PAPERMILL:
+        output = str(tmp_path / "out.ipynb")
+        papermill.execute_notebook(str(notebook), output, parameters, progress_bar=False)
+    else:
+        executed(process, notebook, tmp_path, **parameters)
+    assert list((folder / "tables").glob("*.csv"))
+    assert list((folder / "runs").glob("*.json")) or notebook.stem == "space"
     if not is_benchmark:
-        profile = json.loads((results / "profile.json").read_text())
+        profile = read_json(folder / "profile.json")
         assert profile["sizes"]["screened"] == 3
 
 
@@ -149,11 +137,14 @@ def test_costs_are_counts_times_the_seconds_of_one_version(tmp_path):
     systems = ("DARTS", "DartsEns", "EdgeNES", "Random-NES")
     run(workspace, quality.plans(workspace, 0, systems), workers=1, progress=False)
     before = quality.frame(workspace.records)
+    told = said_by("costs", "smoke", "--results", workspace.results, "--device", "cpu")
     record = measure(workspace)
     assert measure(workspace) == record  # this code has been timed
-    seconds = {
-        kind: sum(values) / len(values) for kind, values in record["results"]["seconds"].items()
-    }
+    timed = record["results"]["seconds"]
+    seconds = {kind: sum(values) / len(values) for kind, values in timed.items()}
+    assert told == [
+        f"{kind}: {seconds[kind]:.1f} s, n = {len(values)}" for kind, values in timed.items()
+    ]
     after = quality.frame(workspace.records)
     by_system = after.set_index("system")
     one_search = seconds["darts"]
@@ -262,21 +253,34 @@ def test_committed_tables_are_those_of_their_records(name, tmp_path):
         assert_same_table(again, path)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_report_of_one_experiment_alone(name, tmp_path):
-    """The records of one experiment and seed make its tables; what is absent stops nothing."""
+def records_of_one_experiment(name, folder):
+    """A results folder with what the first seed of one experiment needs, and no more."""
     for profile in COMMITTED:  # the first that has runs of it
         workspace = RecordedWorkspace(get_profile(profile), str(RESULTS / profile), None)
         plans = experiment(name).plans(workspace, 0)
         if plans:
             break
-    shutil.copy(RESULTS / profile / "profile.json", tmp_path)
+    shutil.copy(RESULTS / profile / "profile.json", folder)
     progress = Progress(workspace, plans)
     assert progress.missing() == [] or profile == "cpu-long"  # whose runs are under way
-    (tmp_path / "runs").mkdir()
+    (folder / "runs").mkdir()
     for task in progress.known:
         path = workspace.records.path(task.kind, task.inputs(workspace))
-        shutil.copy(path, tmp_path / "runs")
+        shutil.copy(path, folder / "runs")
+    return Records(folder)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_records_of_one_experiment_make_its_tables(name, tmp_path):
+    """What is absent stops nothing, the verdicts on all claims included."""
+    answers = results(records_of_one_experiment(name, tmp_path), {}, progress=False)
+    assert answers[name].tables
+    assert not claims_result(answers, {}).tables["claims"].empty
+
+
+@pytest.mark.parametrize("name", ["control", "quality", "hatch"])
+def test_report_of_one_experiment_alone(name, tmp_path):
+    records_of_one_experiment(name, tmp_path)
     build_report(tmp_path)
     assert experiment(name).TITLE in html.unescape((tmp_path / "report.html").read_text())
     assert list((tmp_path / "tables").glob("*.csv"))
@@ -318,20 +322,21 @@ def test_searches_cost_the_same_along_the_search_as_at_its_end(tmp_path, optima)
     assert costs[-1] == at_the_end.search_seconds > 0
 
 
-def test_the_committed_tables_of_own_images_are_those_of_their_records(tmp_path):
+def test_the_committed_tables_of_own_images_are_those_of_their_records(process, tmp_path):
     shutil.copytree(RESULTS / "own" / "runs", tmp_path / "runs")
     for notebook in ("own_trial.ipynb", "own_strategy.ipynb"):
-        execute(ROOT / "nbs" / "reading" / notebook, tmp_path, results=str(tmp_path))
+        executed(process, ROOT / "nbs" / "reading" / notebook, tmp_path, results=str(tmp_path))
     for name in ("trials.csv", "tests.csv", "strategy.csv", "space.csv"):
         assert_same_table(tmp_path / "tables" / name, RESULTS / "own" / "tables" / name)
 
 
-def test_a_first_trial_of_own_images_is_shown_without_a_test(tmp_path):
+def test_a_first_trial_of_own_images_is_shown_without_a_test(process, tmp_path):
     trials = sorted((RESULTS / "own" / "runs").glob("*.json"))
     by_process_time = next(path for path in trials if '"clock"' in path.read_text())
     (tmp_path / "runs").mkdir()
     shutil.copy(by_process_time, tmp_path / "runs")
-    execute(ROOT / "nbs" / "reading" / "own_trial.ipynb", tmp_path, results=str(tmp_path))
+    notebook = ROOT / "nbs" / "reading" / "own_trial.ipynb"
+    executed(process, notebook, tmp_path, results=str(tmp_path))
     shown = pd.read_csv(tmp_path / "tables" / "trials.csv")
     assert {"ensemble of 3", "one network"} <= set(shown["system"])
     assert len(shown) == len(read_json(by_process_time)["results"]["test"])
@@ -359,13 +364,6 @@ def test_results_are_committed_and_calibrated(name, seeds):
     assert (control["spearman"] >= 0.9).all()
 
 
-@pytest.mark.parametrize("kind", ["darts", "hypernetwork", "retraining", "system", "shift"])
-def test_committed_records_can_be_read(kind):
-    for name in COMMITTED:
-        records = all_records(Records(RESULTS / name), kind)
-        assert records or (name, kind) == ("cpu-long", "shift")
-
-
 def texts_shown(path):
     """The Markdown that the cells of a notebook made."""
     notebook = json.loads(path.read_text())
@@ -384,14 +382,12 @@ def test_report_says_what_the_records_say():
 
 
 @pytest.mark.parametrize("name", ["index", "index_ru"])
-def test_readme_says_what_the_tables_say(name, tmp_path):
+def test_readme_says_what_the_tables_say(name, process, tmp_path):
     """Executed again, the notebook of README computes the numbers that it shows as committed."""
     committed = ROOT / "nbs" / f"{name}.ipynb"
-    papermill.execute_notebook(
-        str(committed), str(tmp_path / "out.ipynb"), cwd=str(committed.parent), progress_bar=False
-    )
+    again = executed(process, committed, tmp_path)
     assert "EdgeNES" in texts_shown(committed)
-    assert texts_shown(tmp_path / "out.ipynb") == texts_shown(committed)
+    assert texts_shown(again) == texts_shown(committed)
 
 
 def test_cpu_and_paper_differ_in_numbers_alone():
@@ -410,17 +406,57 @@ def test_cpu_and_paper_differ_in_numbers_alone():
 # ---------------------------------------------------------------- the command line
 
 
-def test_command_line_runs_the_method(tmp_path):
-    results = tmp_path / "r"
-    options = ("--results", results, "--workers", 1, "--no-notebooks")
-    done = edgenes("run", "smoke", *options, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The results folder of the profile `smoke`, run whole by the command line."""
+    folder = tmp_path_factory.mktemp("finished") / "r"
+    options = ("--results", folder, "--workers", 1, "--no-notebooks")
+    done = edgenes("run", "smoke", *options, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
-    lines = (results / "tables" / "T2.csv").read_text().splitlines()
+    return folder
+
+
+def test_command_line_runs_the_method(finished):
+    lines = (finished / "tables" / "T2.csv").read_text().splitlines()
     assert lines[0].startswith("system,n,accuracy_percent,accuracy_sd")
     assert len(lines) == 1 + len(PROFILES["smoke"].systems)
-    assert {path.stem for path in (results / "figures").glob("*.png")} == FIGURES
+    assert {path.stem for path in (finished / "figures").glob("*.png")} == FIGURES
     for kind in ("png", "svg"):
-        assert (results / "figures" / f"F3.{kind}").stat().st_size > 1000
+        assert (finished / "figures" / f"F3.{kind}").stat().st_size > 1000
+
+
+def said_by(*arguments):
+    """The lines that a command prints, in this process."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout.splitlines()
+
+
+def test_status_names_what_is_missing_and_can_start(finished, tmp_path):
+    seeds = PROFILES["smoke"].sizes.seeds
+    of_finished = ("status", "smoke", "--results", finished)
+    assert said_by(*of_finished) == [f"nothing is missing in {finished}"]
+    one_more = said_by(*of_finished, "--seeds", f"0,{seeds}", "--experiments", "space,control")
+    assert re.fullmatch(rf"control, seed {seeds}: 1 run can start, first darts-\w+", one_more[0])
+    assert one_more[1:] == [f"1 of the experiments and seeds are not finished in {finished}"]
+    nowhere = said_by("status", "smoke", "--results", tmp_path / "none", "--experiments", "control")
+    assert len(nowhere) == 1 + seeds
+    assert nowhere[-1].endswith(f"{tmp_path / 'none'}, which does not exist yet")
+
+
+def test_scaling_is_simulated_from_the_records_of_any_folder(finished):
+    folder = finished / "scaling"
+    assert said_by("scaling", "smoke", "--results", finished) == [f"wrote {folder}"]
+    table = pd.read_csv(folder / "tables" / "simulated.csv")
+    chain = pd.read_csv(folder / "tables" / "chain.csv")
+    for _, rows in table.groupby("seeds"):
+        assert rows["workers"].is_monotonic_increasing
+        assert rows["pool_s"].iloc[0] == pytest.approx(rows["work_s"].iloc[0], rel=1e-4)
+        assert rows["pool_s"].iloc[-1] < rows["pool_s"].iloc[0]
+        assert rows["pool_s"].min() >= rows["chain_s"].iloc[0] * (1 - 1e-4)
+    assert chain["seconds"].sum() == pytest.approx(table["chain_s"].iloc[0], rel=1e-4)
+    names = {path.stem for path in (finished / "runs").glob("*.json")}
+    assert set(chain["run"]) <= names
 
 
 def test_unwritable_results_folder_is_one_line(tmp_path):
@@ -442,9 +478,10 @@ def drawn_files(folder):
 
 def test_a_run_with_its_notebooks_leaves_what_report_writes(tmp_path):
     options = ("smoke", "--results", tmp_path)
-    one = ("--experiments", "space", "--workers", 1)
+    one = ("--experiments", "space", "--workers", 1, "--set", "screened=3")
     output = edgenes("run", *options, *one, cwd=ROOT, check=True).stdout
     assert output.index("executed space.ipynb") < output.index("wrote")
+    assert read_json(tmp_path / "profile.json")["sizes"]["screened"] == 3
     once = drawn_files(tmp_path)
     again = edgenes("run", *options, *one, cwd=ROOT, check=True).stdout
     assert again.startswith("nothing to do")

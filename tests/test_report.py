@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from project import ROOT
 
 from edgenes.core import EdgenesError
 from edgenes.experiments import quality, registry
@@ -18,7 +18,7 @@ from edgenes.report.result import Result, save_result
 from edgenes.statistics import mixed_model
 from edgenes.study.records import Records
 
-CPU = Path(__file__).parents[1] / "results" / "cpu"
+CPU = ROOT / "results" / "cpu"
 LATE = ("NES-RS-repeat", "NES-RE-repeat", "EdgeNES-nll", "EdgeNES-skew", "EdgeNES-screen", "DARTS")
 
 

@@ -1,4 +1,4 @@
-"""The site: built as `make site` does, then read as a program and as a browser would read it."""
+"""The site: built with the options of `make site`, then read by a program and by a browser."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HARNESS = Path(__file__).with_name("site_harness.html")
 NAMES_OF_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES_OF_CHROMIUM)), None)
@@ -197,7 +197,9 @@ def test_formulas_and_figures_are_no_bare_text(site):
 
 
 def test_the_dial_can_be_saved_alone(site):
-    for path in site.glob("results/*/dial.html"):
+    dials = list(site.glob("results/*/dial.html"))
+    assert dials
+    for path in dials:
         page = Page(path)
         assert not page.links
         assert not page.loaded

@@ -1,16 +1,14 @@
-"""The shape of the code: lines and functions that fit a screen, imports that point one way."""
+"""The shape of the code: functions that fit a page, imports that point one way."""
 
 import ast
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "edgenes"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("_modidx.py", "__main__.py"))
-LONGEST_LINE = 100
 LONGEST_FUNCTION = 60
 
 # What the modules of a layer may import beside modules of their own layer. The flat modules of the
@@ -82,16 +80,6 @@ def import_graph():
 
 def layer_of(module):
     return module.partition(".")[0] if module.partition(".")[0] in MAY_IMPORT else "method"
-
-
-def test_no_line_is_longer_than_a_screen():
-    long_lines = [
-        f"{where}, line {number}: {len(line)} characters"
-        for where, code in sources()
-        for number, line in enumerate(code.splitlines(), 1)
-        if len(line) > LONGEST_LINE
-    ]
-    assert not long_lines, "\n".join(long_lines)
 
 
 def test_no_function_is_longer_than_a_page():

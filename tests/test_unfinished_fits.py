@@ -12,21 +12,15 @@ import time
 import numpy as np
 import pytest
 import torch
-import torch._dynamo
-from PIL import Image
-from sklearn.datasets import load_digits
+import torch._dynamo  # the first optimiser loads it: seconds that no bar can foresee
+from commands import refusal
+from estimator_inputs import EXPORTED, FEW, IMAGES, LABELS, SHORT, same_answers, write_pictures
 
 from edgenes import EdgeNES
 from edgenes.core import EdgenesError
 from edgenes.estimator import fit, notes, progress, unfinished
 from edgenes.estimator.planning import clock_of_budgets
 from edgenes.estimator.unfinished import TrainingCheckpoint
-
-TINY = {"members": 2, "candidates": 3, "search_steps": 4, "epochs": 2, "verbose": 0}
-DIGITS = load_digits()
-IMAGES = (DIGITS.images * 255 / 16).round().astype(np.uint8)
-LABELS = DIGITS.target
-FEW = IMAGES[:200], LABELS[:200]
 
 
 class Stopped(BaseException):
@@ -65,7 +59,7 @@ def model():
 
 @pytest.mark.parametrize("strategy", ["independent", "hatch"])
 def test_a_fit_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path, stop_at, strategy):
-    parameters = TINY | {"strategy": strategy}
+    parameters = SHORT | {"strategy": strategy}
     expected = EdgeNES(**parameters).fit(*FEW)
     stop_at(3)
     stops = 0
@@ -77,51 +71,61 @@ def test_a_fit_that_is_stopped_again_and_again_ends_with_the_same_bits(tmp_path,
         except Stopped:
             stops += 1
     assert stops >= 2
-    assert np.array_equal(again.predict_proba(IMAGES), expected.predict_proba(IMAGES))
+    assert same_answers(again, expected)
     reports = [dict(fitted.report_, spent=None) for fitted in (again, expected)]
     assert reports[0] == reports[1]
     again.save(tmp_path / "ensemble")
     assert os.listdir(tmp_path) == ["ensemble"]
 
 
-def fit_command(root, out, *options):
-    arguments = ["fit", root / "pictures", "--out", root / out, "--quiet", *options]
-    steps = ["--members", 2, "--candidates", 2, "--search-steps", 32, "--epochs", 40]
-    command = [sys.executable, "-m", "edgenes", *map(str, [*arguments, *steps])]
+BUDGET = ("--members", 2, "--candidates", 2, "--search-steps", 32, "--epochs", 40)
+
+
+def start_fit(root, out, *options):
+    """The process of a command that fits the pictures of a folder."""
+    arguments = ["fit", root / "pictures", "--out", out, "--quiet", *options, *BUDGET]
+    command = [sys.executable, "-m", "edgenes", *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def fitted_files(root, out, *options):
+    """The digests of the files of the ensemble that a command fits."""
+    process = start_fit(root, out, *options)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return json.loads((out / "ensemble.json").read_text())["files"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder with pictures, digests of the ensemble of a command that was never stopped)."""
+    root = tmp_path_factory.mktemp("whole")
+    write_pictures(root / "pictures", *FEW)
+    return root, fitted_files(root, root / "ensemble")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(tmp_path, jobs):
+def test_the_command_goes_on_after_a_kill_and_after_ctrl_c(whole, tmp_path, jobs):
     """To the same bits as one process that is never stopped."""
-    for i, (image, label) in enumerate(zip(*FEW)):
-        folder = tmp_path / "pictures" / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{i}.png")
+    root, expected = whole
+    out = tmp_path / "stopped"
     kept = tmp_path / "stopped.unfinished"
     for place, moment in (("search", signal.SIGKILL), ("candidate-1", signal.SIGINT)):
-        process = fit_command(tmp_path, "stopped", "--jobs", jobs)
+        process = start_fit(root, out, "--jobs", jobs)
         while process.poll() is None and not list(kept.glob(f"{place}/epoch-*")):
             time.sleep(0.02)
         process.send_signal(moment)
         _, errors = process.communicate()
         assert (kept / "fit.json").exists(), errors
-        assert not (tmp_path / "stopped").exists()
+        assert not out.exists()
     assert process.returncode == 130
     last = errors.splitlines()[-1]
-    assert last.startswith(f"edgenes: stopped; to go on from here: edgenes fit {tmp_path}/pictures")
-    other = fit_command(tmp_path, "stopped", "--seed", 1, "--balanced")
-    assert "class_weight was None and is 'balanced'; seed was 0 and is 1" in other.communicate()[1]
-    assert other.returncode == 2
-    for out, options in (("stopped", ["--jobs", jobs]), ("whole", [])):
-        process = fit_command(tmp_path, out, *options)
-        process.communicate()
-        assert process.returncode == 0
-    manifests = [
-        json.loads((tmp_path / out / "ensemble.json").read_text()) for out in ("stopped", "whole")
-    ]
-    assert manifests[0]["files"] == manifests[1]["files"]
-    assert sorted(os.listdir(tmp_path)) == ["pictures", "stopped", "whole"]
+    assert last.startswith(f"edgenes: stopped; to go on from here: edgenes fit {root}/pictures")
+    other = ("--seed", 1, "--balanced")
+    line = refusal("fit", root / "pictures", "--out", out, "--quiet", *other, *BUDGET)
+    assert "class_weight was None and is 'balanced'; seed was 0 and is 1" in line
+    assert fitted_files(root, out, "--jobs", jobs) == expected
+    assert os.listdir(tmp_path) == ["stopped"]
 
 
 def test_the_seconds_of_a_stopped_fit_count(tmp_path, stop_at):
@@ -157,11 +161,11 @@ def test_the_seconds_of_a_stopped_fit_count(tmp_path, stop_at):
 def test_the_checkpoint_of_another_fit_is_refused_and_left(tmp_path, stop_at, change, said):
     stop_at(2)
     with pytest.raises(Stopped):
-        EdgeNES(**TINY).fit(*FEW, checkpoint=tmp_path)
+        EdgeNES(**SHORT).fit(*FEW, checkpoint=tmp_path)
     before = sorted(tmp_path.rglob("*"))
     images = change.pop("images", FEW[0])
     with pytest.raises(EdgenesError, match=rf"\({said}\): give what it had"):
-        EdgeNES(**TINY | change).fit(images, FEW[1], checkpoint=tmp_path)
+        EdgeNES(**SHORT | change).fit(images, FEW[1], checkpoint=tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -171,7 +175,7 @@ def test_a_disk_that_is_full_does_not_end_a_fit(tmp_path, monkeypatch):
 
     monkeypatch.setattr("edgenes.training.write_atomic", full)
     with pytest.warns(UserWarning, match="will have to start anew"):
-        fitted = EdgeNES(**TINY).fit(*FEW, checkpoint=tmp_path / "unfinished")
+        fitted = EdgeNES(**SHORT).fit(*FEW, checkpoint=tmp_path / "unfinished")
     assert len(fitted.members_) == 2
 
 
@@ -287,12 +291,11 @@ def test_without_calibration_logits_stay(model):
 # ---------------------------------------------------------------- exported files
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", EXPORTED)
 @pytest.mark.parametrize("member", [None, 1])
 def test_an_exported_file_takes_any_number_of_images(model, tmp_path, suffix, member):
     if suffix == ".onnx":
         onnxruntime = pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
     path = model.export(tmp_path / f"ensemble{suffix}", member)
     expected = model.predict_proba(IMAGES) if member is None else model.member_proba(IMAGES)[member]
     for count in (1, 2, 7):

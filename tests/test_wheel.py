@@ -1,29 +1,26 @@
-"""The wheel in an environment of its own, which holds what the package requires and no more."""
+"""The wheel: what it holds, and how it works in an environment of its own.
+
+That environment holds what the package requires and no more.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
+from email import message_from_string
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from project import ROOT, read_settings, run
+from project import ROOT, contents, read_settings, requirements, run
 
-FILES_OF_A_BUILD = {
-    "pyproject.toml",
-    "setup.py",
-    "settings.ini",
-    "MANIFEST.in",
-    "README.md",
-    "LICENSE",
-    "requirements.lock",
-    "environment.yml",
-    "edgenes",
-}
+IN_SDIST = ("settings.ini", "LICENSE", "README.md", "requirements.lock", "environment.yml")
+NEEDED_TO_BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in")
 
 USE = """
 import sys
@@ -89,27 +86,36 @@ def link_distribution(name: str, site: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def built(tmp_path_factory):
+    """(sdist, wheel): the sdist is built from a checkout's files, the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in (*IN_SDIST, *NEEDED_TO_BUILD):
+        shutil.copy(ROOT / name, folder)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "edgenes", folder / "edgenes", ignore=ignore)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", build, cwd=folder)
+    [sdist] = (folder / "dist").glob("*.tar.gz")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", folder]
+    run(sys.executable, "-m", "pip", "wheel", *options, sdist)
+    [wheel] = folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def environment(built, tmp_path_factory):
     """The Python of an environment with the wheel and links to `needed_distributions`.
 
     Nothing is downloaded.
     """
     folder = tmp_path_factory.mktemp("wheel")
-
-    def other_files(place, names):
-        return [name for name in names if Path(place) == ROOT and name not in FILES_OF_A_BUILD]
-
-    shutil.copytree(ROOT, folder / "source", ignore=other_files)
-    offline = ("--no-deps", "--no-index")
-    build = ("wheel", *offline, "--no-build-isolation", "-w", folder, folder / "source")
-    run(sys.executable, "-m", "pip", *build)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
     for name in needed_distributions():
         link_distribution(name, site)
-    [wheel] = folder.glob("*.whl")
-    install = ("install", *offline, "--no-compile", wheel)
+    _, wheel = built
+    install = ("install", "--no-deps", "--no-index", "--no-compile", wheel)
     run(sys.executable, "-m", "pip", "--python", python, *install)
     return python
 
@@ -125,6 +131,33 @@ def call(*command, folder: Path) -> subprocess.CompletedProcess:
         text=True,
         encoding="utf-8",
     )
+
+
+def test_sdist_holds_what_a_build_needs(built):
+    sdist, _ = built
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(IN_SDIST) <= names
+
+
+def test_wheel_holds_the_package_and_its_metadata(built):
+    _, wheel = built
+    settings = read_settings()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata_files = {
+            name.split("/")[-1]: archive.read(name).decode()
+            for name in names
+            if ".dist-info/" in name
+        }
+    expected = {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".py")}
+    expected |= {f"edgenes/{name}" for name in contents(ROOT / "edgenes", ".jinja2")}
+    assert {name for name in names if ".dist-info/" not in name} == expected | {"edgenes/py.typed"}
+    metadata = message_from_string(metadata_files["METADATA"])
+    assert metadata["Version"] == settings["version"]
+    assert len(metadata.get_all("Requires-Dist")) == len(requirements())
+    script = settings["console_scripts"].replace("=", " = ")
+    assert script in metadata_files["entry_points.txt"]
 
 
 @pytest.mark.parametrize(
@@ -174,14 +207,14 @@ def test_help(environment, tmp_path, command):
 
 
 def test_run_and_report(environment, tmp_path):
-    edgenes = environment.parent / "edgenes"
+    command = environment.parent / "edgenes"
     page = tmp_path / "r" / "report.html"
     smallest = ("smoke", "--experiments", "control", "--workers", "1")
-    process = call(edgenes, "run", *smallest, "--results", "r", folder=tmp_path)
+    process = call(command, "run", *smallest, "--results", "r", folder=tmp_path)
     assert process.returncode == 0, process.stderr
     assert page.exists(), process.stderr
     page.unlink()
-    process = call(edgenes, "report", "smoke", "--results", "r", folder=tmp_path)
+    process = call(command, "report", "smoke", "--results", "r", folder=tmp_path)
     assert process.returncode == 0, process.stderr
     assert page.exists(), process.stderr
 

@@ -273,7 +273,7 @@ def retraining_step(
     # The compiler of a CPU takes minutes: there the graph is traced, and run as it is.
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     is_compiled = version == "accelerated"
-    forward = accelerated(network.features, device, is_compiled, backend)
+    forward = accelerated(network.both_logits, device, is_compiled, backend)
     optimiser = WeightOptimiser().new(network.parameters())
     batch = next(endless_batches(noise_data(scale.retrain_batch, scale, device), scale, seed))
 

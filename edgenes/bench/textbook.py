@@ -177,7 +177,7 @@ class PlainNetwork(DiscreteNetwork):
     >>> plain = use_library_calls(PlainNetwork(genotype, classes=10))
     """
 
-    def features(self, x: Tensor) -> tuple[Tensor, None]:
+    def both_logits(self, x: Tensor) -> tuple[Tensor, None]:
         """Logits (N, classes), and None in place of the logits of an auxiliary head."""
         before = previous = self.stem(x)
         for cell in self.cells:

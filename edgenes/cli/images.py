@@ -9,16 +9,18 @@ import csv
 import io
 import math
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from tqdm import tqdm
 
-from ..core import EdgenesError, check_int, read_json, require, write_atomic
+from ..core import EdgenesError, check_int, read_json, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Pictures', 'ImageSize', 'Resize', 'Channels', 'Unreadable', 'Saved', 'Device', 'Quiet', 'Flip', 'Relaxation',
-           'Strategy', 'Space', 'Jobs', 'Downscale', 'Overwrite', 'Balanced', 'SearchSteps', 'Epochs', 'EXAMPLES',
-           'check', 'fit', 'say_at_once', 'predict', 'say_on_terminal', 'Answers', 'evaluate', 'sample', 'draw',
-           'export', 'register']
+           'Strategy', 'Space', 'Jobs', 'Downscale', 'OwnFolder', 'Overwrite', 'Balanced', 'SearchSteps', 'Epochs',
+           'Probabilities', 'EXAMPLES', 'check', 'fit', 'say_at_once', 'predict', 'say_on_terminal', 'Answers',
+           'evaluate', 'sample', 'draw', 'export', 'register']
 
 # %% ../../nbs/cli/images.ipynb #e382a9b3
 Pictures = Annotated[
@@ -73,10 +75,17 @@ def check(
 
     The exit code is 1 where a fit would be refused.
     """
+    from edgenes.estimator.pictures import PictureSettings
     from edgenes.estimator.places import as_path
     from edgenes.estimator.problems import check_folder
 
-    settings = _picture_settings(image_size, resize, channels, unreadable)
+    with _named_as_options():
+        settings = PictureSettings(
+            image_size=_sides(image_size),
+            resize=resize,
+            channels=channels,
+            unreadable=unreadable,
+        )
     facts, problems = check_folder(as_path(folder), settings)
     for fact in facts:
         typer.echo(_printable(fact))
@@ -85,30 +94,36 @@ def check(
         raise typer.Exit(1)
 
 
-def _picture_settings(
-    image_size: str | None,
-    resize: str,
-    channels: str,
-    unreadable: str,
-) -> PictureSettings:
-    """The options as settings. `EdgenesError` for what is no choice."""
-    from edgenes.estimator.pictures import PictureSettings
+_OTHER_NAMES = {"n_jobs": "--jobs", "class_weight": "--balanced"}
 
-    sides = None
-    if image_size is not None:
-        try:
-            sides = [int(side) for side in image_size.lower().split("x")]
-        except ValueError:
-            raise EdgenesError(
-                f"--image-size is {image_size!r}: give a number, or height x width as in 48x64"
-            ) from None
-        sides = sides * 2 if len(sides) == 1 else sides
-    return PictureSettings(
-        image_size=sides,
-        resize=resize,
-        channels=channels,
-        unreadable=unreadable,
-    )
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """A block that checks parameters: its errors name the options in their place."""
+    try:
+        yield
+    except EdgenesError as error:
+        match = re.fullmatch(r"(\w+) ((?:is|has) .*)", str(error))
+        if match is None:
+            raise
+        name, fault = match.groups()
+        option = _OTHER_NAMES.get(name, f"--{name.replace('_', '-')}")
+        raise EdgenesError(f"{option} {fault.removesuffix(', or None')}") from error
+
+
+def _sides(
+    image_size: str | None,  # as on the command line
+) -> Any:  # height and width; None: by the pictures
+    """The option as numbers. `EdgenesError` for what is none."""
+    if image_size is None:
+        return None
+    try:
+        sides = [int(side) for side in image_size.lower().split("x")]
+    except ValueError:
+        raise EdgenesError(
+            f"--image-size is {image_size!r}: give a number, or height x width as in 48x64"
+        ) from None
+    return sides * 2 if len(sides) == 1 else sides
 
 
 def _printable(text: str) -> str:
@@ -168,6 +183,10 @@ Downscale = Annotated[
         "32 pixels a side"
     ),
 ]
+OwnFolder = Annotated[
+    Path | None,
+    typer.Option(help="folder for the ensemble; default: ensemble/"),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace an ensemble that lies at --out")
 ]
@@ -187,10 +206,7 @@ Epochs = Annotated[
 
 def fit(
     folder: Pictures,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="folder for the ensemble; default: ensemble/, where there is none"),
-    ] = None,
+    out: OwnFolder = None,
     overwrite: Overwrite = False,
     members: Annotated[int, typer.Option(help="size of the ensemble")] = 3,
     candidates: Annotated[int, typer.Option(help="how many architectures are retrained")] = 8,
@@ -213,36 +229,39 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Searches, retrains, saves the best ensemble; goes on with a fit that was stopped."""
+    from edgenes.estimator.parameters import FitParameters
     from edgenes.estimator.places import as_path, unfinished_folder
 
-    check_int(members, "--members")
-    check_int(candidates, "--candidates", members)
+    with _named_as_options():
+        parameters = FitParameters(
+            members=members,
+            candidates=check_int(candidates, "candidates", members),
+            seed=seed,
+            time_budget=time_budget,
+            strategy=strategy,
+            search_steps=search_steps,
+            epochs=epochs,
+            flip=flip,
+            relaxation=relaxation,
+            space=space,
+            n_jobs=jobs,
+            downscale=downscale,
+            class_weight="balanced" if balanced else None,
+            image_size=_sides(image_size),
+            resize=resize,
+            channels=channels,
+            unreadable=unreadable,
+            device=device,
+            verbose=int(not quiet),
+        )
     folder = as_path(folder)
     place = _output_folder(out, folder, overwrite)
-    settings = _picture_settings(image_size, resize, channels, unreadable)
-    _check_pictures(folder, settings)
+    _check_pictures(folder, parameters.picture_settings)
     if not quiet:
         say_at_once("reading pictures")
     from edgenes.estimator import EdgeNES
 
-    model = EdgeNES(
-        members,
-        candidates,
-        seed=seed,
-        time_budget=time_budget,
-        strategy=strategy,
-        search_steps=search_steps,
-        epochs=epochs,
-        flip=flip,
-        relaxation=relaxation,
-        space=space,
-        n_jobs=jobs,
-        downscale=downscale,
-        class_weight="balanced" if balanced else None,
-        **vars(settings),
-        device=device,
-        verbose=int(not quiet),
-    )
+    model = EdgeNES(**vars(parameters))
     model.fit(folder, checkpoint=unfinished_folder(place))
     _save_and_tell(model, place, quiet)
 
@@ -284,10 +303,7 @@ def _output_folder(
     from edgenes.estimator.places import as_path, require_own_folder, require_room
 
     place = Path("ensemble") if out is None else as_path(out)
-    require(
-        out is not None or overwrite or not os.path.lexists(place),
-        f"{place} is there already: name it or another folder with --out",
-    )
+    require(str(out) != "-", "--out is -: an ensemble is a folder, give its name")
     real = os.path.realpath(pictures)
     require(
         os.path.realpath(place) != real,
@@ -328,7 +344,13 @@ def _save(model: EdgeNES, place: Path) -> Path:
         raise EdgenesError(f"{reason}; the ensemble that was trained lies in {rescue}") from error
 
 # %% ../../nbs/cli/images.ipynb #0a87006
-_PICTURES_AT_A_TIME = 256  # so many are in memory
+_PICTURES_AT_A_TIME = 256  # so many are in memory, and fewer large ones
+
+
+Probabilities = Annotated[
+    bool,
+    typer.Option("--probabilities", help="also a column for each class: probability_CLASS"),
+]
 
 
 def predict(
@@ -345,6 +367,7 @@ def predict(
         float | None,
         typer.Option(help="share of answers, such as 0.1, whose label is left out as too unsure"),
     ] = None,
+    probabilities: Probabilities = False,
     device: Device = "auto",
 ) -> None:
     """Writes a CSV table with label, probability and uncertainty of each picture.
@@ -353,7 +376,7 @@ def predict(
     members disagree).
     """
     from edgenes.estimator.folders import list_pictures
-    from edgenes.estimator.places import as_path, require_room
+    from edgenes.estimator.places import as_path, require_room, write_output
 
     folder = _saved_folder(ensemble)
     files = list_pictures(pictures)
@@ -361,13 +384,14 @@ def predict(
         require(os.path.exists(as_path(path)), f"{path} does not exist: give pictures or folders")
     if out is not None:
         out = as_path(out)
-        require(not os.path.isdir(out), f"{out} is a folder: give the name of a file with --out")
+        _require_file_name(out)
         require_room(out.parent)
     say_on_terminal("loading the ensemble")
     from edgenes.estimator import EdgeNES
 
     model = EdgeNES.load(folder, device)
-    limit = math.inf if reject is None else model.limit_of_unsureness(reject)
+    with _named_as_options():
+        limit = math.inf if reject is None else model.limit_of_unsureness(reject)
     answers = _predict_files(model, files)
     require(
         answers.probabilities.size,
@@ -377,11 +401,12 @@ def predict(
     for file, reason in answers.faults.items():
         typer.echo(f"note: no answer for {_printable(f'{file} ({reason})')}", err=True)
     # Bytes that are no text come back from Python's str as they went in.
-    table = _table_of_answers(model, files, answers, limit).encode(errors="surrogateescape")
+    text = _table_of_answers(model, files, answers, limit, probabilities)
+    table = text.encode(errors="surrogateescape")
     if out is None:
         typer.echo(table, nl=False)
     else:
-        typer.echo(f"wrote {write_atomic(out, table)}".encode(errors="surrogateescape"))
+        typer.echo(f"wrote {write_output(out, table)}".encode(errors="surrogateescape"))
         typer.echo(
             "nats say how unsure an answer is: in total, by the image itself (aleatoric), and by "
             "members that differ (epistemic)"
@@ -408,6 +433,15 @@ def _saved_folder(ensemble: Path) -> Path:
     return folder
 
 
+def _require_file_name(path: Path) -> None:
+    """`EdgenesError` unless a table can take this name."""
+    require(str(path) != "-", "--out is -: leave it out, to print the table")
+    require(
+        os.path.isfile(path) or not os.path.exists(path),
+        f"{path} is a folder or no regular file: give the name of a file with --out",
+    )
+
+
 class Answers(NamedTuple):
     """The answers for the pictures that can be read."""
 
@@ -423,20 +457,22 @@ def _predict_files(
     """Reads and judges pictures, a few at a time."""
     import numpy as np
 
+    from edgenes.estimator.members import images_at_a_time
     from edgenes.estimator.pictures import read_pictures
 
+    count = images_at_a_time(model.image_shape_, _PICTURES_AT_A_TIME)
     parts = []
     read: list[Path] = []
     faults: dict[Path, str] = {}
-    starts = range(0, len(files), _PICTURES_AT_A_TIME)
+    starts = range(0, len(files), count)
     for start in tqdm(
         starts,
         disable=None,
         leave=False,
         unit=" pictures",
-        unit_scale=_PICTURES_AT_A_TIME,
+        unit_scale=count,
     ):
-        few = files[start : start + _PICTURES_AT_A_TIME]
+        few = files[start : start + count]
         pictures = read_pictures(few, model.conversion_, model.unreadable)
         read += pictures.files
         faults |= pictures.faults
@@ -451,6 +487,7 @@ def _table_of_answers(
     files: list[Path],
     answers: Answers,
     limit: float = math.inf,  # in nats; a less sure answer has no label
+    every_class: bool = False,  # whether the probability of each has a column, too
 ) -> str:  # CSV with a header
     """One row per picture: label, probability, and the uncertainty and its two parts.
 
@@ -462,12 +499,13 @@ def _table_of_answers(
     mean = answers.probabilities.mean(0)
     rows = {}
     for file, row, *nats in zip(answers.files, mean, *uncertainty(answers.probabilities)):
-        numbers = [row.max(), *nats]
+        numbers = [row.max(), *nats, *(row if every_class else ())]
         label = "" if nats[0] > limit else model.classes_[row.argmax()]
         rows[file] = [label, *(f"{number:.4f}" for number in numbers)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["label", "probability", "total_nats", "aleatoric_nats", "epistemic_nats"]
+    head += [f"probability_{label}" for label in model.classes_ if every_class]
     writer.writerow(["file", *head])
     for file in files:
         writer.writerow([file, *rows.get(file, [""] * len(head))])
@@ -545,13 +583,17 @@ def draw(
     ] = "svg",
 ) -> None:
     """Draws cells. Edges that the members of an ensemble share with the optimum are coloured."""
-    from edgenes.estimator.places import as_path
+    from edgenes.estimator.places import as_path, write_output
 
     source = as_path(source)
     out = as_path(out)
     is_ensemble = os.path.isdir(source)
     if is_ensemble:
         _saved_folder(source)
+        require(
+            out.suffix not in (".svg", ".png"),
+            f"an ensemble has several pictures, and {out} is the name of one: give a folder",
+        )
     kind = kind if is_ensemble else out.suffix.removeprefix(".")
     require(
         kind in ("svg", "png"),
@@ -574,7 +616,7 @@ def draw(
     for path, genotype in drawings.items():
         title = path.stem.encode(errors="replace").decode()
         picture = picture_of_genotype(genotype, optimum, title, kind)
-        typer.echo(f"wrote {write_atomic(path, picture)}".encode(errors="surrogateescape"))
+        typer.echo(f"wrote {write_output(path, picture)}".encode(errors="surrogateescape"))
 
 # %% ../../nbs/cli/images.ipynb #0a87011
 def export(
@@ -600,7 +642,8 @@ def export(
     say_on_terminal("loading the ensemble")
     from edgenes.estimator.saved import export_ensemble, load_ensemble
 
-    path = export_ensemble(load_ensemble(folder, "cpu"), out, member)
+    with _named_as_options():
+        path = export_ensemble(load_ensemble(folder, "cpu"), out, member)
     runs = f'torch.export.load("{out.name}").module()'
     if out.suffix == ".onnx":
         runs = f'onnxruntime.InferenceSession("{out.name}")'

@@ -54,7 +54,7 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="edgenes", standalone_mode=False) or 0
         print(end="", flush=True)  # here, where a full disk can still be told in one line
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
@@ -91,7 +91,9 @@ def _remedy(error: Exception) -> str | None:
     # Typer brings its own copy of click's usage errors; they are known by this method.
     if hasattr(error, "format_message"):
         first_line = error.format_message().split("\n")[0].rstrip(".") or "nothing to do"
-        return f"{first_line}; see edgenes --help"
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "edgenes"
+        return f"{first_line}; see {command} --help"
     return None
 
 

@@ -496,12 +496,13 @@ def scaling(
 ) -> None:
     """Writes results/scaling: how long the grid would take on 1 to 512 workers.
 
-    It is simulated from the records of PROFILE at seed 0.
+    It is simulated from the records of PROFILE at seed 0. With --results it reads these records,
+    and writes the folder scaling beside them.
     """
     from edgenes.bench import scaling as grid
     from edgenes.study.workspace import project_root
 
-    folder = project_root() / "results" / "scaling"
+    folder = (results or project_root() / "results") / "scaling"
     if measure:
         grid.write_measurement(folder, grid.measure(profile))
     else:

@@ -66,7 +66,12 @@ def markdown_table(
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape_markdown(value)
+    return _number(value) if isinstance(value, float) else escape_markdown(value)
+
+
+def _number(value: float) -> str:
+    """A number with 4 significant digits; 0 has no sign."""
+    return f"{value + 0.0:.4g}"
 
 # %% ../../nbs/estimator/card.ipynb #cardtemplate
 _TEMPLATE = """\
@@ -233,7 +238,7 @@ def evaluation_in_words(
         _right_answers(percent, images, "test", metrics["most_frequent_percent"]),
         f"with {images} images the accuracy is known to be from {low:.0f} to {high:.0f} % "
         "(95 % interval)",
-        *(f"{name}: {metrics[name]:.4g} ({meaning})" for name, meaning in MEANING.items()),
+        *(f"{name}: {_number(metrics[name])} ({meaning})" for name, meaning in MEANING.items()),
     ]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..core import EdgenesError, derive_seed, printable, require, shown
+from ..core import EdgenesError, derive_seed, printable, require, shown, warn_caller
 from ..data import Data, Split, assemble, checked_split, draw_splits
 from ..device import pick_device
 from ..ensembles import average
@@ -34,13 +33,22 @@ from edgenes.estimator.folders import (
 )
 from .labels import label_text, look_alikes, match_labels
 from edgenes.estimator.members import (
-    FitParameters,
     FittedEnsemble,
     ImageNetwork,
     encode_labels,
     member_probabilities,
+    require_no_missing,
 )
-from .pictures import Conversion, Pictures, PictureSettings, read_pictures
+from .parameters import FitParameters
+from edgenes.estimator.pictures import (
+    Conversion,
+    Pictures,
+    PictureSettings,
+    default_downscale,
+    has_blocks,
+    read_pictures,
+    whole_blocks,
+)
 from .places import as_path
 from .planning import now
 from .problems import LEAST_OF_A_CLASS, note_on_imbalance, read_listing
@@ -63,6 +71,7 @@ class LabelledImages(NamedTuple):
     classes: np.ndarray  # (K,), sorted; the labels behind the codes
     notes: list[str]  # on what was read, in sentences without a final full stop
     faults: Mapping[Path, str] = MappingProxyType({})  # pictures that cannot be read, and why
+    are_arrays: bool = False  # they are taken as they are
 
 
 def paths_among(
@@ -139,6 +148,7 @@ def read_labelled(
     notes = []
     faults: Mapping[Path, str] = {}
     if paths is not None:
+        require_no_missing(labels)
         labels = np.asarray(labels)
         require(
             labels.shape == (len(paths),),
@@ -157,7 +167,7 @@ def read_labelled(
     alike = look_alikes(classes.tolist())
     if alike:
         notes = [*notes, f"labels that look alike, as {alike[0]!a}, are different classes"]
-    return LabelledImages(split, classes, notes, faults)
+    return LabelledImages(split, classes, notes, faults, are_arrays=paths is None)
 
 
 def _require_every_class(
@@ -184,7 +194,8 @@ def _read_path(
     if folder is None:
         names, split = read_part(path, part)
         classes, codes = encode(np.array(names)[split.labels])
-        return LabelledImages(replace(split, labels=torch.from_numpy(codes)), classes, [])
+        split = replace(split, labels=torch.from_numpy(codes))
+        return LabelledImages(split, classes, [], are_arrays=True)
     listing = list_classes(folder)
     read = read_listing(listing, settings, conversion)
     class_of = dict(zip(listing.files, listing.classes))
@@ -386,18 +397,16 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         codes = labelled.split.labels.numpy()
         weights = weights_of_classes(self.class_weight, labelled.classes, codes)
         data = replace(data, class_weights=weights)
-        notes = [*labelled.notes, *_notes_on_classes(labelled, weights is not None)]
+        notes = [*labelled.notes, *_notes_on_images(labelled, parameters)]
+        notes += _notes_on_classes(labelled, weights is not None)
         place = None if checkpoint is None else as_path(checkpoint)
         identity = {}
         if place is not None:
             identity = identity_of_fit(labelled.split, labelled.classes, parameters, device)
-        unfinished = Unfinished(place, identity, start)
-        try:
+        with Unfinished(place, identity, start) as unfinished:
             ensemble = fit_ensemble(
                 data, labelled.classes, parameters, device, notes=notes, unfinished=unfinished
             )
-        finally:
-            unfinished.release()
         self._take(ensemble)
         self.checkpoint_ = place  # `_take` has set it to None
         return self
@@ -408,7 +417,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     ) -> Pictures:  # images (N, H, W, C), uint8, their N files, and what cannot be read
         """Pictures as images of the size and the channels that the ensemble was fitted on.
 
-        `EdgenesError` where there is no picture that can be read.
+        `EdgenesError` for what does not exist, and where there is no picture that can be read.
         """
         check_is_fitted(self, "members_")
         paths = paths_among(X)
@@ -432,10 +441,12 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         self,
         X: Any,  # N x H x W x C or N x H x W, uint8, of the size of those in `fit`; or as in `read`
     ) -> np.ndarray:  # (n, N, K)
-        """The probabilities of every member. `EdgenesError` for images of another shape.
+        """The probabilities of every member.
 
-        Pictures in folders come in the order of their names. Those that cannot be read are left
-        out with a warning; `read` tells which files are left.
+        Pictures in folders come in the order of their names. Those in folders that cannot be read
+        are left out with a warning; `read` tells which files are left. `EdgenesError` for images of
+        another shape, and where a picture that is named itself cannot be read: without it, answers
+        would no longer belong to the names.
         """
         check_is_fitted(self, "members_")
         paths = paths_among(X)
@@ -444,7 +455,8 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         if len(paths) == 1 and _is_archive(paths[0]):
             return self._judge(_images_of(read_part(paths[0], "test")[1]))
         pictures = self.read(X)
-        _warn_of_faults(pictures.faults, stacklevel=3)
+        _require_all_named(paths, pictures.faults)
+        _warn_of_faults(pictures.faults)
         return self._judge(pictures.images)
 
     def _judge(
@@ -534,12 +546,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         `EdgenesError` for labels that `fit` has not seen.
         """
         probabilities, codes, labels = self._judge_labelled(X, y)
-        unknown = np.unique(labels[codes < 0])
-        require(
-            len(unknown) == 0,
-            f"label {[str(label) for label in unknown[:1]]} was not among those of fit: "
-            "correct it, or fit again",
-        )
+        _require_known(labels[codes < 0])
         return ensemble_metrics(probabilities, codes) | {
             "images": len(codes),
             "most_frequent_percent": 100 * np.bincount(codes).max() / len(codes),
@@ -553,13 +560,16 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     ) -> float:  # in [0, 1]
         """The share of right labels. A label that `fit` has not seen counts as wrong.
 
-        Pictures that cannot be read are left out with a warning.
+        Pictures that cannot be read are left out with a warning. `EdgenesError` where `fit` has
+        seen none of the labels.
         """
         require(
             sample_weight is None or paths_among(X) is None,
             "pictures have no weights: give arrays, or leave sample_weight out",
         )
-        probabilities, codes, _ = self._judge_labelled(X, y)
+        probabilities, codes, labels = self._judge_labelled(X, y)
+        if (codes < 0).all():
+            _require_known(labels)
         is_right = average(probabilities).numpy().argmax(1) == codes
         try:
             return float(np.average(is_right, weights=sample_weight))
@@ -579,7 +589,7 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
         if not isinstance(X, LabelledImages):
             settings = PictureSettings(unreadable=self.unreadable)
             labelled = read_labelled(X, y, "test", settings, self.conversion_)
-            _warn_of_faults(labelled.faults, stacklevel=4)
+            _warn_of_faults(labelled.faults)
         matches = match_labels(labelled.classes.tolist(), self.classes_.tolist())
         places = np.array([-1 if place is None else place for place in matches])
         codes = labelled.split.labels.numpy()
@@ -599,7 +609,8 @@ class EdgeNES(ClassifierMixin, BaseEstimator):
     ) -> Path:  # the folder
         """Writes weights, genotypes, pictures and a model card: all of it, or nothing.
 
-        `EdgenesError` for a folder that holds other things.
+        An ensemble that lies there is replaced. `EdgenesError` for a folder that holds other
+        things.
         """
         place = save_ensemble(self._fitted(), as_path(folder))
         if self.checkpoint_ is not None:
@@ -702,6 +713,32 @@ def _notes_on_classes(labelled: LabelledImages, is_weighted: bool) -> list[str]:
     return notes
 
 
+def _notes_on_images(labelled: LabelledImages, parameters: FitParameters) -> list[str]:
+    """What a user should know about the size of the images, where it is not ours to choose."""
+    notes = []
+    settings = parameters.picture_settings
+    unused = [
+        name
+        for name in ("image_size", "resize", "channels")
+        if getattr(settings, name) != getattr(PictureSettings(), name)
+    ]
+    if labelled.are_arrays and unused:
+        verb = "are" if len(unused) > 1 else "is"
+        listed = ", ".join([*unused[:-2], " and ".join(unused[-2:])])
+        notes.append(f"{listed} {verb} not used: arrays are taken as they are")
+    height, width = labelled.split.images.shape[2:]
+    if parameters.downscale is None and not has_blocks(height, width):
+        k = default_downscale(height, width)
+        better = whole_blocks(height, width)
+        k_of_better = default_downscale(*better)
+        notes.append(
+            f"networks see {height // k} x {width // k} pixels, because larger blocks do not fit "
+            f"into {height} x {width}; images of {better[0]} x {better[1]} would be seen as "
+            f"{better[0] // k_of_better} x {better[1] // k_of_better}, and a fit be much faster"
+        )
+    return notes
+
+
 def _images_of(split: Split) -> np.ndarray:
     """Images as users give them, (N, H, W, C)."""
     return split.images.permute(0, 2, 3, 1).numpy()
@@ -712,14 +749,34 @@ def _is_archive(path: Path) -> bool:
     return holds_arrays(path, "test") or (path.suffix == ".npz" and not os.path.isdir(path))
 
 
+def _require_known(
+    unknown: np.ndarray,  # labels that `fit` has not seen
+) -> None:
+    """`EdgenesError` for the first of them."""
+    require(
+        len(unknown) == 0,
+        f"label {[str(label) for label in np.unique(unknown)[:1]]} was not among those of fit: "
+        "correct it, or fit again",
+    )
+
+
+def _require_all_named(
+    paths: Sequence[Path],  # as a user gives them
+    faults: Mapping[Path, str],  # pictures that cannot be read, and why
+) -> None:
+    """`EdgenesError` where a picture that is named, and not found in a folder, has no answer."""
+    lost = [path for path in paths if path in faults]
+    for path in lost[:1]:
+        raise EdgenesError(
+            f"{len(lost)} of {len(paths)} pictures cannot be read, first {path} ({faults[path]}): "
+            "leave them out (`model.read(X).files` names those that can be read), or give a folder"
+        )
+
+
 def _warn_of_faults(
     faults: Mapping[Path, str],  # pictures that cannot be read, and why
-    stacklevel: int,  # whose line the warning names, as `warnings.warn` counts from here
 ) -> None:
     """Warns of pictures that have no answer."""
     for file, reason in list(faults.items())[:1]:
         first = printable(f"{file} ({reason})")
-        warnings.warn(
-            f"{len(faults)} pictures cannot be read and have no answer, first {first}",
-            stacklevel=stacklevel,
-        )
+        warn_caller(f"{len(faults)} pictures cannot be read and have no answer, first {first}")

@@ -21,14 +21,20 @@ from ..data import Data, Split, downscale_data
 from ..ensembles import Selection, select
 from .candidates import Job, Trained, Training, train_all, train_candidate, warm_up
 from edgenes.estimator.members import (
-    FitParameters,
     FittedEnsemble,
     ImageNetwork,
     helpful_temperature,
     member_probabilities,
     unsure_quantiles,
 )
-from .notes import ALIKE, enough_for_fresh_edges, notes_on_budget, notes_on_fit
+from edgenes.estimator.notes import (
+    ALIKE,
+    enough_for_fresh_edges,
+    notes_on_budget,
+    notes_on_fit,
+    notes_on_workers,
+)
+from .parameters import FitParameters
 from edgenes.estimator.planning import (
     CandidateCost,
     EpochTimer,
@@ -119,9 +125,13 @@ def run_searches(
     plan: FitPlan,
     seed: int,
     phases: Sequence[Phase] = (),  # of the whole fit, for the bar
-    workers: int = 1,  # candidates that will be trained side by side
+    workers: Workers | None = None,  # that will train candidates; None: these are trained here
 ) -> SearchedStructures:
-    """Searches alpha* and trains the hypernetwork."""
+    """Searches alpha* and trains the hypernetwork.
+
+    Workers start as soon as the strategy is known, where it has a use for them.
+    """
+    workers = workers or Workers()
     unfinished = progress.unfinished
     if progress.seconds is not None:
         seconds = progress.planned_seconds
@@ -130,11 +140,15 @@ def run_searches(
         )
         darts = settings_for_steps(plan.budget.darts, data, seed, steps)
         plan = replace(plan, budget=replace(plan.budget, darts=darts))
+    elif not plan.strategy.in_a_chain:
+        workers.start()
     progress.begin("search", phases)
     result = _run_search(progress, "search", 0.25, plan.budget.darts, data, seed, plan.space)
     optimum = result.genotype
     if progress.seconds is not None:
-        plan = _plan_after_search(progress, data, plan, seed, optimum, workers)
+        plan = _plan_after_search(progress, data, plan, seed, optimum, workers.count)
+        if not plan.strategy.in_a_chain:
+            workers.start()
 
     progress.begin("hypernetwork", phases[1:])
     settings = plan.budget.hypernetwork
@@ -491,8 +505,10 @@ def fit_ensemble(
         earlier = progress.unfinished.earlier
         if earlier > 0:
             progress.write(f"goes on with the fit that was stopped after {earlier:.0f} s")
+        on_budget = notes_on_budget(parameters, progress.read_seconds)
+        progress.write_notes([*notes, *on_budget])
         phases = guess_phases(progress, small, plan, parameters.seed, count)
-        searched = run_searches(progress, small, plan, parameters.seed, phases, count)
+        searched = run_searches(progress, small, plan, parameters.seed, phases, workers)
         lambdas, genotypes = draw_candidates(searched, parameters.seed)
         candidates = with_retraining_seeds(parameters.seed, genotypes)
         train = run_hatching if searched.plan.strategy.name == "hatch" else run_retraining
@@ -502,12 +518,12 @@ def fit_ensemble(
         report = _report(searched, lambdas, candidates, trained, selection, data) | facts
         report["spent"] = progress.spent
         passes = progress.unfinished.notes.get("passes")
-        found = _notes(report, searched, validation, parameters, passes)
-        found += notes_on_budget(parameters, progress.read_seconds)
-        # What is said of the ensemble comes before what is said of the images.
-        report["notes"] = sorted([*notes, *found], key=lambda note: not note.startswith(ALIKE))
-        for note in report["notes"]:
-            progress.write(f"note: {note}")
+        found = _notes(report, searched, parameters, passes)
+        found += notes_on_workers(searched.plan.strategy, count)
+        progress.write_notes(found)
+        # That the members are alike comes before what is said of the images.
+        all_notes = [*notes, *found, *on_budget]
+        report["notes"] = sorted(all_notes, key=lambda note: not note.startswith(ALIKE))
     return FittedEnsemble(
         parameters=parameters,
         classes=classes,
@@ -544,7 +560,6 @@ def _finish_members(
 def _notes(
     report: dict[str, Any],
     searched: SearchedStructures,
-    validation: Split,
     parameters: FitParameters,
     passes: float | None,  # over the images, that the time budget held
 ) -> list[str]:

@@ -15,8 +15,8 @@ from .labels import label_text
 from .places import as_path
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'FOREIGN', 'is_hidden', 'list_pictures', 'Listing', 'holds_arrays', 'class_folder', 'list_classes',
-           'is_utf8', 'listing_of', 'listing_of_files']
+__all__ = ['SUFFIXES', 'FOREIGN', 'is_hidden', 'list_pictures', 'is_foreign', 'Listing', 'holds_arrays', 'class_folder',
+           'list_classes', 'is_utf8', 'listing_of', 'listing_of_files']
 
 # %% ../../nbs/estimator/folders.ipynb #piclistcode
 SUFFIXES = (
@@ -70,14 +70,20 @@ def list_pictures(
 ) -> list[Path]:
     """The files that are named, and in the order of their names all pictures in the folders.
 
-    `EdgenesError` where nothing is found.
+    With them come pictures of formats that are not read, so that nobody misses their answer
+    without a word. `EdgenesError` for what does not exist, and where nothing is found.
     """
     files: list[Path] = []
     places = [as_path(path) for path in paths]
     for path in places:
+        _require_existence(path)
         if os.path.isdir(path):
             entries = _walk(path)
-            files += [file for file, hidden in entries if not hidden and _is_picture(file)]
+            files += [
+                file
+                for file, hidden in entries
+                if not hidden and (_is_picture(file) or is_foreign(file))
+            ]
         else:
             files.append(path)
     require(
@@ -90,6 +96,18 @@ def list_pictures(
 
 def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
+
+
+def is_foreign(
+    file: Path,
+) -> bool:
+    """Whether a file is a picture of a format that is not read, by the ending of its name."""
+    return file.suffix.lower() in FOREIGN
+
+
+def _require_existence(path: Path) -> None:
+    """`EdgenesError` where nothing has this name. A link that leads nowhere is there."""
+    require(os.path.lexists(path), f"{path} does not exist: give pictures or folders")
 
 # %% ../../nbs/estimator/folders.ipynb #piclisting
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +141,7 @@ class Listing:
 
 
 _PARTS = ("train", "test", "val", "valid", "validation")  # of a data set, beside each other
+_LIKE_PARTS = (*_PARTS, "training", "testing", "eval", "dev")  # in any case; they are not read so
 
 
 def holds_arrays(
@@ -143,7 +162,7 @@ def class_folder(
     """The folder with one folder of pictures per class; None for arrays and for CIFAR-100.
 
     Beside other classes, train/ and test/ are classes, too. `EdgenesError` where one of them may
-    be a part of a data set as well.
+    be a part of a data set as well, and where all classes look like such parts.
     """
     if not os.path.isdir(path) or holds_arrays(path, part):
         return None
@@ -158,7 +177,31 @@ def class_folder(
                 f"of its own: give {path / divided[0]} alone, or rename it where it is a class"
             )
         is_part = is_part and not others
+    if not is_part:
+        _require_no_parts(path, part)
     return path / part if is_part else path
+
+
+def _require_no_parts(path: Path, part: str) -> None:
+    """`EdgenesError` where all classes of a folder look like parts of a data set.
+
+    They do so by their names, as Training and Testing, where each has folders of pictures.
+    """
+    if not any(name.lower() in _LIKE_PARTS for name in _names_in(path)):
+        return
+    names = _names_of_classes(path)
+    parts = [
+        name for name in names if name.lower() in _LIKE_PARTS and _names_of_classes(path / name)
+    ]
+    if not parts or parts != names:
+        return
+    meant = min(parts, key=lambda name: not name.lower().startswith(part))
+    look = "look like parts" if len(parts) > 1 else "looks like a part"
+    names_for_them = "them train and test" if len(parts) > 1 else f"it {part}"
+    raise EdgenesError(
+        f"{path} has {' and '.join(parts)}, which {look} of a data set: "
+        f"give {path / meant}, or rename {names_for_them}"
+    )
 
 
 def _names_of_classes(folder: Path) -> list[str]:
@@ -254,7 +297,7 @@ def listing_of(
                     pictures[own].append(file)
                     if file.parent != folder / name:
                         nested.append(file)
-    others.sort(key=lambda file: (file.suffix.lower() not in FOREIGN, file))
+    others.sort(key=lambda file: (not is_foreign(file), file))
     return Listing(
         folder=folder,
         pictures={name: sorted(files) for name, files in pictures.items()},
@@ -269,7 +312,12 @@ def listing_of(
 def listing_of_files(
     files: Sequence[Path],  # at least one
 ) -> Listing:
-    """Pictures without folders of classes, as a listing of one nameless class."""
+    """Pictures without folders of classes, as a listing of one nameless class.
+
+    `EdgenesError` for one that does not exist.
+    """
+    for file in files:
+        _require_existence(file)
     folder = Path(os.path.commonpath([file.absolute().parent for file in files]))
     return Listing(
         folder=folder,

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .members import FitParameters
-from .planning import HATCHING_PASSES, Strategy
+from .parameters import FitParameters
+from .planning import EDGES_OF_THEIR_OWN, HATCHING_PASSES, Strategy
 
 # %% auto #0
-__all__ = ['ALIKE', 'notes_on_fit', 'enough_for_fresh_edges', 'notes_on_budget']
+__all__ = ['ALIKE', 'notes_on_fit', 'enough_for_fresh_edges', 'notes_on_budget', 'notes_on_workers']
 
 # %% ../../nbs/estimator/notes.ipynb #dd47031
 ALIKE = "no diversity of architectures"  # how the note on members that are all alike begins
@@ -30,7 +30,10 @@ def notes_on_fit(
     enough: str = "more seconds",  # for hatching members with edges of their own
 ) -> list[str]:
     """What the user of a fit should know about it, in sentences without a final full stop."""
-    notes = [strategy.why] if strategy.why else []
+    max_shared = calibration[-1][0]
+    same = [j for j in chosen if candidates[j]["shared"] == max_shared]  # they are alpha* itself
+    why = strategy.why if len(same) < 2 else strategy.why.replace(EDGES_OF_THEIR_OWN, "")
+    notes = [why] if why else []
     is_hatched = strategy.name == "hatch"
     more_training = "give more seconds" if in_seconds else "give more epochs"
     more_search = "give more seconds" if in_seconds else "give more search steps"
@@ -54,8 +57,7 @@ def notes_on_fit(
             "the search was too short for it to control the architectures: "
             f"{more_search}, where that matters"
         )
-    max_shared = calibration[-1][0]
-    if len(chosen) > 1 and all(candidates[j]["shared"] == max_shared for j in chosen):
+    if len(chosen) > 1 and len(same) == len(chosen):
         way = "at several ends of its training" if is_hatched else "from other initial weights"
         is_short = is_hatched and not strategy.fresh_edges
         remedy = f"give {enough}" if is_short else more_search
@@ -88,7 +90,8 @@ def notes_on_budget(
     if seconds is None:
         return []
     notes = []
-    unused = [name for name in ("search_steps", "epochs") if getattr(parameters, name) is not None]
+    numbers = {"search steps": parameters.search_steps, "epochs": parameters.epochs}
+    unused = [f"the number of {name}" for name, number in numbers.items() if number is not None]
     if unused:
         verb = "is" if len(unused) == 1 else "are"
         notes.append(f"{' and '.join(unused)} {verb} not used: the time budget decides instead")
@@ -98,3 +101,15 @@ def notes_on_budget(
             "others were left for the fit: give more seconds, or smaller pictures"
         )
     return notes
+
+
+def notes_on_workers(
+    strategy: Strategy,  # that was chosen
+    workers: int,  # candidates that may be trained side by side
+) -> list[str]:
+    """That processes were asked for in vain, in a sentence without a final full stop."""
+    if workers == 1 or not strategy.in_a_chain:
+        return []
+    return [
+        "no candidates were trained side by side: members of a short fit start one from another"
+    ]

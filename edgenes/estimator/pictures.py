@@ -18,13 +18,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..core import EdgenesError, check_int, printable, require, shown
+from .folders import is_foreign
 
 # %% auto #0
-__all__ = ['FORMATS', 'CHOICES', 'Header', 'without_warnings', 'look_at', 'PictureSettings', 'Conversion', 'choose_conversion',
-           'Pictures', 'read_pictures', 'fault_of_pixels']
+__all__ = ['FORMATS', 'CHOICES', 'Header', 'without_warnings', 'look_at', 'PictureSettings', 'Conversion', 'default_downscale',
+           'has_blocks', 'whole_blocks', 'choose_conversion', 'Pictures', 'read_pictures', 'fault_of_pixels']
 
 # %% ../../nbs/estimator/pictures.ipynb #picheadcode
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names of those read
+_OF_NO_FORMAT = "it is no picture of a format that is read"
 _ORIENTATION = 0x0112  # the tag of EXIF
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # of Pillow, besides those of 16 bits
 
@@ -53,6 +55,7 @@ class Header(NamedTuple):
 
 def _open(file: Path) -> Image.Image:
     require(os.path.isfile(file), "it is not a file")
+    require(not is_foreign(file), _OF_NO_FORMAT)  # of raw photographs, Pillow sees the preview
     return Image.open(file, formats=FORMATS)
 
 
@@ -72,7 +75,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, EdgenesError):
         return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no picture of a format that is read"
+        return _OF_NO_FORMAT
     if isinstance(error, Image.DecompressionBombError):
         return "it unfolds to a huge number of pixels, a decompression bomb"
     return printable(f"{type(error).__name__}: {error}")
@@ -234,6 +237,39 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         return flat.convert("L" if picture.mode in _GREY_MODES else "RGB")
     return picture
 
+# %% ../../nbs/estimator/pictures.ipynb #c5e2a857
+_MOST_SEEN = 64  # pixels of the shorter side as networks see it
+
+
+def default_downscale(
+    height: int,  # of the images, in pixels
+    width: int,
+) -> int:  # k
+    """The largest k for which means of k x k pixels leave 32 a side or more, an even number.
+
+    It is 1 for smaller images, and for those that no k divides.
+    """
+    largest = min(height, width) // 32
+    factors = [k for k in range(1, largest + 1) if height % (2 * k) == 0 and width % (2 * k) == 0]
+    return max(factors, default=1)
+
+
+def has_blocks(
+    height: int,  # of the images, in pixels
+    width: int,
+) -> bool:
+    """Whether an image is small, or is made small by means of whole blocks of pixels."""
+    return min(height, width) / default_downscale(height, width) <= _MOST_SEEN
+
+
+def whole_blocks(
+    height: float,
+    width: float,
+) -> tuple[int, int]:
+    """Sides near these that an even number of blocks fills, about 32 of them the shorter one."""
+    step = 2 * max(1, int(min(height, width)) // 32)
+    return max(step, round(height / step) * step), max(step, round(width / step) * step)
+
 # %% ../../nbs/estimator/pictures.ipynb #picchoose
 def choose_conversion(
     headers: Sequence[Header],  # of the pictures of a fit, at least one without a fault
@@ -250,23 +286,17 @@ def choose_conversion(
 
 
 def _common_size(sizes: Sequence[tuple[int, int]], channels: int) -> tuple[int, int]:
-    """The one even size that all have, or the median of height and width.
+    """The one even size with blocks that all have, or the median of height and width.
 
     It is halved until all images have room in the memory.
     """
-    if len(set(sizes)) == 1 and sizes[0][0] % 2 == 0 == sizes[0][1] % 2:
-        sides = sizes[0]
-    else:
-        sides = _whole_blocks(*np.median(sizes, axis=0))
+    sides = sizes[0]
+    is_even = sides[0] % 2 == 0 == sides[1] % 2
+    if len(set(sizes)) > 1 or not is_even or not has_blocks(*sides):
+        sides = whole_blocks(*np.median(sizes, axis=0))
     while len(sizes) * channels * sides[0] * sides[1] > _MOST_BYTES and min(sides) > 32:
-        sides = _whole_blocks(sides[0] / 2, sides[1] / 2)
+        sides = whole_blocks(sides[0] / 2, sides[1] / 2)
     return sides
-
-
-def _whole_blocks(height: float, width: float) -> tuple[int, int]:
-    """Sides near these that an even number of blocks fills, about 32 of them the shorter one."""
-    step = 2 * max(1, int(min(height, width)) // 32)
-    return max(step, round(height / step) * step), max(step, round(width / step) * step)
 
 # %% ../../nbs/estimator/pictures.ipynb #picreadcode
 class Pictures(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 from ..core import EdgenesError, require, write_atomic
 
 # %% auto #0
-__all__ = ['MANIFEST', 'ROOM', 'as_path', 'require_own_folder', 'require_room', 'unfinished_folder', 'require_export_name']
+__all__ = ['MANIFEST', 'ROOM', 'as_path', 'require_own_folder', 'require_room', 'unfinished_folder', 'write_output',
+           'require_export_name']
 
 # %% ../../nbs/estimator/places.ipynb #placecode
 MANIFEST = "ensemble.json"  # the file by which a saved ensemble is known
@@ -71,7 +73,8 @@ def require_own_folder(
         )
         require(
             overwrite or MANIFEST not in entries,
-            f"{folder} holds an ensemble: give a new folder, or --overwrite to replace it",
+            f"{folder} is there already and holds an ensemble: name another folder with --out, "
+            "or replace it with --overwrite",
         )
 
 
@@ -82,7 +85,10 @@ def require_room(
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     with _told_in_one_line(folder):
         try:
-            write_atomic(folder / ".probe", bytes(2**20)).unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(2**20))
+                probe.flush()
             free = shutil.disk_usage(folder).free
         finally:
             for path in missing:
@@ -101,6 +107,19 @@ def unfinished_folder(
     """Where a fit keeps its state until the ensemble is there: beside it."""
     place = Path(os.path.realpath(folder))
     return place.with_name(f"{place.name}.unfinished")
+
+
+def write_output(
+    path: Path,  # of a file, as a user names it
+    content: bytes | str,  # text is written as UTF-8
+) -> Path:  # the path
+    """Writes a file in one step. A link stays one: what it leads to is written.
+
+    `EdgenesError` for what is no regular file, such as a device, and as for `write_atomic`.
+    """
+    with _told_in_one_line(path):
+        write_atomic(os.path.realpath(path), content)
+    return path
 
 
 def require_export_name(

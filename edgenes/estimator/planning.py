@@ -18,32 +18,20 @@ from ..algorithm import Budget, Candidate
 from ..bilevel import SearchSettings, StructureOptimiser
 from ..core import EdgenesError, require, stream
 from ..data import Augment, Data
-from .members import FitParameters
+from .parameters import FitParameters
+from .pictures import default_downscale
 from ..genotype import OPERATIONS, Genotype, SearchSpace
 from ..retraining import RetrainSettings, predict, retrain
 from ..search import search_darts
 from ..training import WeightOptimiser
 
 # %% auto #0
-__all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'OPERATIONS_OF_SPACES', 'LEAST_STEPS', 'FEW_PIXELS',
-           'default_downscale', 'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching', 'choose_strategy',
-           'FitPlan', 'plan_fit', 'now', 'counts_wall_seconds', 'clock_of_budgets', 'EpochTimer', 'search_share',
-           'search_steps_within', 'hypernetwork_steps', 'time_search_step', 'affordable_search_steps', 'CandidateCost',
-           'measure_candidate', 'shrink_batches', 'measure_candidates', 'whole_epochs', 'RetrainPlan',
+__all__ = ['SEARCH_STEPS', 'STRATEGIES', 'LEAST_PASSES', 'HATCHING_PASSES', 'EDGES_OF_THEIR_OWN', 'OPERATIONS_OF_SPACES',
+           'LEAST_STEPS', 'FEW_PIXELS', 'settings_for_steps', 'steps_per_epoch', 'Strategy', 'hatching',
+           'choose_strategy', 'FitPlan', 'plan_fit', 'now', 'counts_wall_seconds', 'clock_of_budgets', 'EpochTimer',
+           'search_share', 'search_steps_within', 'hypernetwork_steps', 'time_search_step', 'affordable_search_steps',
+           'CandidateCost', 'measure_candidate', 'shrink_batches', 'measure_candidates', 'whole_epochs', 'RetrainPlan',
            'plan_retraining', 'threads_for']
-
-# %% ../../nbs/estimator/planning.ipynb #dd47005scale
-def default_downscale(
-    height: int,  # of the images, in pixels
-    width: int,
-) -> int:  # k
-    """The largest k for which means of k x k pixels leave 32 a side or more, an even number.
-
-    It is 1 for smaller images, and for those that no k divides.
-    """
-    largest = min(height, width) // 32
-    factors = [k for k in range(1, largest + 1) if height % (2 * k) == 0 and width % (2 * k) == 0]
-    return max(factors, default=1)
 
 # %% ../../nbs/estimator/planning.ipynb #dd47005esti
 SEARCH_STEPS = 300  # bilevel steps for alpha*; the hypernetwork takes twice as many
@@ -96,6 +84,7 @@ def steps_per_epoch(
 STRATEGIES = ("auto", "independent", "hatch")
 LEAST_PASSES = 50  # over the images, for each independent candidate
 HATCHING_PASSES = 45  # over the images, as `hatching` counts them, for members with fresh edges
+EDGES_OF_THEIR_OWN = ", each but the first with an edge of its own"  # what the note on them says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +145,7 @@ def choose_strategy(
     strategy = replace(hatching(passes), candidates=members)
     way = "members branch off one training"
     if strategy.fresh_edges:
-        way += ", each but the first with an edge of its own"
+        way += EDGES_OF_THEIR_OWN
     reason = ", as was asked" if asked == "hatch" else ""
     need = ""
     if not enough:
@@ -362,7 +351,7 @@ def affordable_search_steps(
     step_seconds = time_search_step(data, plan, seed)
     require(
         8 * step_seconds < seconds,
-        f"time_budget leaves {seconds:.3g} s to search and to train, but one search step takes "
+        f"the time budget leaves {seconds:.3g} s to search and to train, but one search step takes "
         f"{step_seconds:.2g} s on these images: give more seconds, or smaller images",
     )
     return search_steps_within(plan.budget, seconds, step_seconds)

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import EdgenesError, require
-from .folders import FOREIGN, Listing, class_folder, is_utf8, listing_of
+from .folders import Listing, class_folder, is_foreign, is_utf8, listing_of
 from .labels import look_alikes
 from edgenes.estimator.pictures import (
     Conversion,
     Header,
     PictureSettings,
     choose_conversion,
+    default_downscale,
     fault_of_pixels,
     look_at,
     read_pictures,
@@ -32,8 +33,7 @@ from edgenes.estimator.pictures import (
 
 # %% auto #0
 __all__ = ['LEAST_OF_A_CLASS', 'IMBALANCE', 'Problem', 'problems_of_pictures', 'problem_of_faults', 'problems_of_folders',
-           'duplicates_across_classes', 'ReadPictures', 'read_listing', 'check_folder', 'problems_of_classes',
-           'note_on_imbalance']
+           'copies', 'ReadPictures', 'read_listing', 'check_folder', 'problems_of_classes', 'note_on_imbalance']
 
 # %% ../../nbs/estimator/problems.ipynb #picproblemcode
 class Problem(NamedTuple):
@@ -122,7 +122,7 @@ def problem_of_faults(
     what = "pictures that cannot be read"
     if unreadable == "skip":
         return Problem(what, len(faults), first, "left out")
-    treatment = 'refused; replace them, or let unreadable="skip" leave them out'
+    treatment = 'refused; replace them, or choose "skip" for unreadable pictures'
     return Problem(what, len(faults), first, treatment, is_refused=True)
 
 
@@ -134,12 +134,12 @@ def _example(listing: Listing, header: Header) -> str:
 def problems_of_folders(
     listing: Listing,
     unreadable: Container[Path] = (),  # pictures that are left out
+    are_fitted: bool = True,  # False: they are only judged
 ) -> list[Problem]:
     """What lies where it may not be meant to lie, and names and files that occur twice."""
-    duplicates = duplicates_across_classes(listing, unreadable)
     nested = [file for file in listing.nested if file not in unreadable]
     alike = look_alikes(listing.pictures)
-    foreign = [file for file in listing.others if file.suffix.lower() in FOREIGN]
+    foreign = [file for file in listing.others if is_foreign(file)]
     others = listing.others[len(foreign) :]
     groups = [
         ("pictures of formats that are not read", foreign, "left out; store them as JPEG or PNG"),
@@ -163,19 +163,35 @@ def problems_of_folders(
         problems.append(
             Problem("names that look alike", len(alike), first, "read as different classes")
         )
-    if duplicates:
-        first = " and ".join(map(listing.name, duplicates[0][:2]))
-        problems.append(
-            Problem("pictures that are in two classes", len(duplicates), first, "read as both")
-        )
-    return problems
+    return problems + _problems_of_copies(listing, unreadable, are_fitted)
 
 
-def duplicates_across_classes(
+def _problems_of_copies(
+    listing: Listing,
+    unreadable: Container[Path],
+    are_fitted: bool,
+) -> list[Problem]:
+    """Pictures that are in two classes, and those that occur twice in one."""
+    groups = copies(listing, unreadable)
+    across = [[files[0] for files in group.values()] for group in groups if len(group) > 1]
+    within = [files for group in groups for files in group.values() if len(files) > 1]
+    place = " in a class" if any(listing.pictures) else ""  # a list has one class without a name
+    said = {"pictures that are in two classes": (across, "read as both")}
+    if are_fitted:
+        treatment = "may be in training and validation; delete the copies"
+        said[f"pictures that occur twice{place}"] = (within, treatment)
+    return [
+        Problem(what, len(same), " and ".join(map(listing.name, same[0][:2])), treatment)
+        for what, (same, treatment) in said.items()
+        if same
+    ]
+
+
+def copies(
     listing: Listing,
     unreadable: Container[Path] = (),  # pictures that are left out
-) -> list[list[Path]]:
-    """Groups of files with the same bytes in more than one class."""
+) -> list[dict[str, list[Path]]]:  # for each picture the files in each class
+    """The pictures of which there is more than one file with the same bytes."""
     class_of = dict(zip(listing.files, listing.classes))
     groups = [[file for file in class_of if file not in unreadable and os.path.isfile(file)]]
     # What is costly is asked only of files that are alike so far.
@@ -184,8 +200,12 @@ def duplicates_across_classes(
         for number, group in enumerate(groups):
             for file in group:
                 finer[number, key(file)].append(file)
-        groups = [group for group in finer.values() if len({class_of[file] for file in group}) > 1]
-    return groups
+        groups = [group for group in finer.values() if len(group) > 1]
+    by_class: list[dict[str, list[Path]]] = [defaultdict(list) for _ in groups]
+    for found, group in zip(by_class, groups):
+        for file in group:
+            found[class_of[file]].append(file)
+    return by_class
 
 
 def _beginning(file: Path) -> bytes:
@@ -227,6 +247,7 @@ def read_listing(
     settings ask for that.
     """
     headers = [look_at(file) for file in listing.files]
+    are_fitted = conversion is None
     if conversion is None:
         _require_a_sound_one(listing, headers)
         conversion = choose_conversion(headers, settings)
@@ -242,7 +263,7 @@ def read_listing(
     if pictures.faults:
         problems.append(problem_of_faults(listing, pictures.faults, settings.unreadable))
     problems += problems_of_pictures(listing, headers, conversion)
-    problems += problems_of_folders(listing, pictures.faults)
+    problems += problems_of_folders(listing, pictures.faults, are_fitted)
     notes = [problem.note for problem in problems if problem.deserves_a_note]
     return ReadPictures(pictures.images, pictures.files, conversion, notes, pictures.faults)
 
@@ -294,11 +315,26 @@ def check_folder(
         problems.append(problem_of_faults(listing, faults, settings.unreadable))
     if sound:
         conversion = choose_conversion(sound, settings)
-        facts.append(f"a fit reads them as images of {conversion}; sizes are height x width")
+        facts.append(
+            f"a fit reads them as images of {conversion}{_as_networks_see(conversion)}; "
+            "sizes are height x width"
+        )
         problems += problems_of_pictures(listing, sound, conversion)
     if decoded < len(sound):
         facts.append(f"{decoded:,} of them were decoded, of the others only the beginning was read")
     return facts, problems + problems_of_folders(listing, faults)
+
+
+def _as_networks_see(conversion: Conversion) -> str:
+    """Words on the means of pixels that networks see, where a fit makes them."""
+    height, width = conversion.height, conversion.width
+    k = default_downscale(height, width)
+    if k == 1:
+        return ""
+    return (
+        f", of which networks see means of {k} x {k} pixels ({height // k} x {width // k}); "
+        "downscale changes that"
+    )
 
 
 def _decode(
@@ -356,4 +392,7 @@ def note_on_imbalance(
     rare, most = min(counts.values()), max(counts.values())
     if IMBALANCE * rare >= most:
         return ""
-    return 'class_weight="balanced" counts all classes alike, add pictures where you can'
+    return (
+        'class_weight="balanced", on the command line --balanced, counts all classes alike; '
+        "add pictures where you can"
+    )

@@ -185,6 +185,14 @@ class FitProgress:
         )
         self.write(f"{phase}: {self.spent[phase]}", from_level=2)
 
+    def write_notes(
+        self,
+        notes: Sequence[str],  # sentences without a final full stop
+    ) -> None:
+        """Prints notes above the bar."""
+        for note in notes:
+            self.write(f"note: {note}")
+
     def write(self, line: str, from_level: int = 1) -> None:
         """Prints a line above the bar, where the fit is verbose enough.
 

@@ -38,14 +38,19 @@ from ..discrete import DiscreteNetwork
 from ..ensembles import average
 from .card import card_of_export, model_card, picture_of_genotype
 from edgenes.estimator.members import (
-    FitParameters,
     FittedEnsemble,
     ImageNetwork,
     MeanNetwork,
     member_probabilities,
     to_unit_interval,
 )
-from .places import MANIFEST, require_export_name, require_own_folder
+from .parameters import FitParameters
+from edgenes.estimator.places import (
+    MANIFEST,
+    require_export_name,
+    require_own_folder,
+    write_output,
+)
 from ..genotype import Genotype
 from ..hypernetwork import Hypernetwork
 
@@ -396,7 +401,7 @@ def export_ensemble(
         f"the exported ensemble differs from the model by {gap:.1g}: "
         f"report this with your version of torch ({torch.__version__})",
     )
-    return write_atomic(path, content)
+    return write_output(path, content)
 
 
 def _as_pt2(

@@ -8,19 +8,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 from .. import __version__
-from ..core import EdgenesError, content_hash, read_json, require, write_json
+from ..core import EdgenesError, content_hash, read_json, require, warn_caller, write_json
 from ..data import Split
-from .members import FitParameters
+from .parameters import FitParameters
 from .planning import now
 from ..training import DiskCheckpoint
 
@@ -144,12 +144,14 @@ Decision = TypeVar("Decision")  # what JSON can hold
 
 
 class Unfinished:
-    """The notes and checkpoints of a fit, in a folder or in memory alone.
+    """The notes and checkpoints of a fit, in a folder or in memory alone; a context manager.
 
-    >>> unfinished = Unfinished(Path("ensemble.unfinished"), identity)
-    >>> steps = unfinished.once("steps", lambda: 300)
-    >>> unfinished.release()
+    >>> with Unfinished(Path("ensemble.unfinished"), identity) as unfinished:
+    ...     steps = unfinished.once("steps", lambda: 300)
     >>> remove_unfinished(unfinished.folder)  # when the ensemble is saved
+
+    At the end of the block another process may have the folder. It is removed where the block was
+    refused, by an `EdgenesError`, before anything was trained.
     """
 
     def __init__(
@@ -166,6 +168,20 @@ class Unfinished:
         self._lock: FileLock | None = None
         if folder is not None:
             self._open(folder)
+
+    def __enter__(self) -> Unfinished:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+        is_refused = isinstance(error, EdgenesError)
+        if is_refused and self.folder is not None and not _states_in(self.folder):
+            remove_unfinished(self.folder)
 
     def _open(self, folder: Path) -> None:
         """Takes over what is there. `EdgenesError` where it is of another fit, or no fit at all."""
@@ -202,6 +218,8 @@ class Unfinished:
             f"{folder / NOTES} was changed after it was written: {remedy}",
         )
         changes = changes_of_identity(stored["identity"], self.identity)
+        if changes and not _states_in(folder):
+            return  # there is nothing to lose: that fit was stopped before it had trained anything
         require(
             not changes,
             f"{folder} holds an unfinished fit that is not this one ({'; '.join(changes)}): "
@@ -261,7 +279,7 @@ class Unfinished:
     def _give_up(self, reason: str) -> None:
         """Keeps nothing from here on."""
         if self.folder is not None:
-            warnings.warn(f"{reason}; a fit that is stopped will have to start anew", stacklevel=4)
+            warn_caller(f"{reason}; a fit that is stopped will have to start anew")
         self.folder = None
 
     def release(self) -> None:
@@ -304,11 +322,16 @@ def _require_unfinished(folder: Path) -> None:
     )
 
 
+def _states_in(folder: Path) -> list[Path]:
+    """The files with states of trainings."""
+    return list(folder.glob("*/epoch-*.safetensors"))
+
+
 def remove_unfinished(
     folder: Path,  # of an unfinished fit
 ) -> None:
     """Removes what a fit keeps. Whatever else lies in the folder stays there."""
-    of_trainings = [*folder.glob("*/epoch-*.safetensors"), *folder.glob("*/.epoch-*.tmp")]
+    of_trainings = [*_states_in(folder), *folder.glob("*/.epoch-*.tmp")]
     own = [folder / NOTES, folder / "lock", *folder.glob(f".{NOTES}.*.tmp")]
     for path in (*of_trainings, *own):
         path.unlink(missing_ok=True)

@@ -81,12 +81,14 @@ def _told_if_killed(
     except BrokenProcessPool as error:
         raise EdgenesError(
             f"a process that trained {', '.join(names)} was killed, perhaps for lack of memory: "
-            "give a smaller n_jobs"
+            "train fewer of them side by side"
         ) from error
 
 
 class Workers:
     """Some processes, as a context manager. With a count of 1 there are none.
+
+    They start with `start`, or else with the first task.
 
     >>> with Workers(2) as workers:
     ...     for place, result in workers.run(tasks):
@@ -102,17 +104,21 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
-        if self.count > 1:
-            self._pool = ProcessPoolExecutor(
-                self.count,
-                initializer=_prepare,
-                initargs=(os.getpid(),),
-                env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            )
-            with suppress(BrokenProcessPool):  # `run` will tell it
-                for _ in range(self.count if self._load is not None else 0):
-                    self._pool.submit(self._load)
         return self
+
+    def start(self) -> None:
+        """Starts the processes, unless that was done. It does not wait for them."""
+        if self.count == 1 or self._pool is not None:
+            return
+        self._pool = ProcessPoolExecutor(
+            self.count,
+            initializer=_prepare,
+            initargs=(os.getpid(),),
+            env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        with suppress(BrokenProcessPool):  # `run` will tell it
+            for _ in range(self.count if self._load is not None else 0):
+                self._pool.submit(self._load)
 
     def __exit__(
         self,
@@ -133,6 +139,7 @@ class Workers:
         The error of a task ends it, with the name of the task; `EdgenesError` where a process was
         killed from outside.
         """
+        self.start()
         assert self._pool is not None
         waiting = enumerate(tasks)
         running: dict[Future[Any], tuple[int, str]] = {}

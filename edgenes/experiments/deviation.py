@@ -117,7 +117,8 @@ def mixed_table(
         fit = model.fit(reml=True)
     low, high = fit.conf_int().loc["hypernetwork"]
     sd_between = float(np.sqrt(max(fit.cov_re.iloc[0, 0], 0)))
-    singular = sd_between < 1e-3
+    sd_within = float(np.sqrt(fit.scale))
+    singular = sd_between <= 1e-3 * sd_within
     row = {
         "system": HYPERNETWORK,
         "runs": len(compared),
@@ -127,7 +128,7 @@ def mixed_table(
         "ci_high": high,
         "p": fit.pvalues["hypernetwork"],
         "sd_between": 0.0 if singular else sd_between,
-        "sd_within": float(np.sqrt(fit.scale)),
+        "sd_within": sd_within,
         "singular": singular,
         "converged": bool(fit.converged),
     }

@@ -153,8 +153,15 @@ def contour(
     return Contour(
         semi_axes=positive**-0.5,
         angle=float(np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))),
-        correlation=float(np.corrcoef(fitted, distances)[0, 1]),
+        correlation=_correlation(fitted, distances),
     )
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation; nan where x or y is constant, as in a space of one node."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
 
 # %% ../../nbs/experiments/space.ipynb #e1fc018a
 PATH_VALUES = 17  # evenly spaced values of lambda on a path, from 0 to Lambda
@@ -347,9 +354,15 @@ def plane_sentence(
     correlation: float,  # of the ellipses with the distances from alpha*
 ) -> str:
     """What can be read off the picture."""
-    return (
+    exactness = (
         f"The plane keeps the distances between genotypes with a stress of {stress:.2f} (0 would "
-        f"be exact), and the ellipses have a correlation of {correlation:.2f} with the distances "
+        "be exact)"
+    )
+    if np.isnan(correlation):
+        reason = "the distances from alpha* do not vary"
+        return f"{exactness}. Its ellipses cannot be judged, since {reason}."
+    return (
+        f"{exactness}, and the ellipses have a correlation of {correlation:.2f} with the distances "
         "from alpha*. The picture shows more reliably how far a genotype is from alpha* than how "
         "far two genotypes are from each other."
     )
