@@ -89,12 +89,15 @@ def add_operation(
 
 
 def _same_definition(one: Any, other: Any) -> bool:
-    """Whether two functions are one, or one that was defined again, as in a cell run twice."""
-    places = [
-        (getattr(function, "__module__", None), getattr(function, "__qualname__", None))
-        for function in (one, other)
-    ]
-    return one is other or (places[0] == places[1] and None not in places[0])
+    """Whether two functions are one, or one that was defined again.
+
+    So it is where a cell is run twice, or a notebook beside the module that is written from it.
+    """
+    if one is other:
+        return True
+    names = {getattr(function, "__qualname__", None) for function in (one, other)}
+    modules = {getattr(function, "__module__", None) for function in (one, other)}
+    return len(names) == 1 and None not in names and len(modules - {"__main__"}) <= 1
 
 # %% ../nbs/method/04_genotype.ipynb #39d1007
 def _check_names(
