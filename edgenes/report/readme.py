@@ -383,7 +383,10 @@ class OwnTrials:
 def own_trials(
     folder: Path,  # results of the project, with a folder `own`
 ) -> list[OwnTrials]:
-    """The trials of the default strategy on own images, by budget."""
+    """The trials of the default strategy on own images, by budget.
+
+    Rivals that only some of the trials of a budget have are left out of it.
+    """
     tests = _by_default(pd.read_csv(folder / "own" / "tables" / "tests.csv"))
     trials = _by_default(pd.read_csv(folder / "own" / "tables" / "trials.csv"))
     is_hatched = (trials["chosen"] == "hatch") & (trials["system"] == "ensemble of 3")
@@ -391,11 +394,12 @@ def own_trials(
     rows = []
     for budget, part in tests.groupby("budget (s)"):
         part = part.set_index(["against", "of"])
-        moments = part[["difference", "ci_low", "ci_high"]]
+        pairs = int(part.loc[ONE_NETWORK, "n"].min())
+        moments = part.loc[part["n"] == pairs, ["difference", "ci_low", "ci_high"]]
         rows.append(
             OwnTrials(
                 budget_seconds=int(budget),
-                pairs=int(part.loc[ONE_NETWORK, "n"].min()),
+                pairs=pairs,
                 hatched=int(hatched.get(budget, 0)),
                 differences=dict(zip(moments.index, map(tuple, moments.to_numpy()))),
             )
