@@ -31,7 +31,7 @@ from edgenes.algorithm import Candidate
 from edgenes.core import EdgenesError, write_atomic, write_json
 from edgenes.estimator import estimator, saved
 from edgenes.estimator.fit import run_retraining
-from edgenes.estimator.members import FitParameters
+from edgenes.estimator.parameters import FitParameters
 from edgenes.estimator.planning import plan_fit
 from edgenes.estimator.progress import FitProgress
 from edgenes.neighbours import random_genotype

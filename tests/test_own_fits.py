@@ -10,48 +10,29 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
-from typer.testing import CliRunner
+from commands import refusal, run_command
+from estimator_inputs import FEW, TINY, write_pictures
 
 from edgenes import EdgeNES
-from edgenes.cli.main import app
 from edgenes.core import EdgenesError
 from edgenes.estimator import fit, members, planning, workers
 from edgenes.estimator.card import evaluation_in_words
 
-TINY = {"members": 2, "candidates": 2, "search_steps": 2, "epochs": 1, "verbose": 0}
-DIGITS = load_digits()
-IMAGES = (DIGITS.images[:120] * 255 / 16).round().astype(np.uint8)
-LABELS = DIGITS.target[:120] % 3
+IMAGES = FEW[0][:120]
+LABELS = FEW[1][:120] % 3
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of three classes."""
     root = tmp_path_factory.mktemp("own") / "pictures"
-    for i, (image, label) in enumerate(zip(IMAGES, LABELS)):
-        (root / f"class {label}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(root / f"class {label}" / f"{i}.png")
-    return root
+    return write_pictures(root, IMAGES, [f"class {label}" for label in LABELS])
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory):
     model = EdgeNES(**TINY).fit(IMAGES, np.array(["a", "b", "c"])[LABELS])
     return model.save(tmp_path_factory.mktemp("saved") / "ensemble")
-
-
-def edgenes(*arguments):
-    """What a command ends with: its exit code, stdout, stderr and error."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refusal(*arguments):
-    """The message with which a command is refused."""
-    error = edgenes(*arguments).exception
-    assert isinstance(error, EdgenesError), error
-    return str(error)
 
 
 # ---------------------------------------------------------------- fits that are refused
@@ -85,7 +66,7 @@ def test_the_command_line_takes_the_correction(pictures, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     options = ("--members", 2, "--candidates", 2, "--search-steps", 2, "--epochs", 1, "--quiet")
-    assert edgenes("fit", pictures, "--out", out, *options).exit_code == 0
+    run_command("fit", pictures, "--out", out, *options)
     assert os.listdir(tmp_path) == ["ensemble"]
 
 
@@ -123,7 +104,7 @@ def test_an_empty_folder_is_taken_and_a_former_ensemble_named(pictures, ensemble
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         (tmp_path / "ensemble").mkdir()
-        assert edgenes("fit", pictures, *options).exit_code == 0
+        run_command("fit", pictures, *options)
         message = refusal("fit", pictures, *options)
     assert message.endswith("name another folder with --out, or replace it with --overwrite")
 
@@ -164,7 +145,7 @@ def test_no_process_starts_for_members_in_a_chain(monkeypatch):
 
 
 def test_a_column_for_each_class(ensemble, pictures):
-    text = edgenes("predict", ensemble, pictures, "--probabilities").stdout
+    text = run_command("predict", ensemble, pictures, "--probabilities").stdout
     head, *rows = csv.reader(io.StringIO(text))
     assert head[6:] == ["probability_a", "probability_b", "probability_c"]
     assert len(rows) == len(IMAGES)
@@ -172,7 +153,7 @@ def test_a_column_for_each_class(ensemble, pictures):
         numbers = list(map(float, row[6:]))
         assert abs(sum(numbers) - 1) < 1e-3
         assert row[6 + "abc".index(row[1])] == row[2] == max(row[6:])
-    plain = edgenes("predict", ensemble, pictures).stdout
+    plain = run_command("predict", ensemble, pictures).stdout
     assert [line.split(",") for line in plain.splitlines()] == [row[:6] for row in (head, *rows)]
 
 
@@ -189,7 +170,7 @@ def test_a_table_goes_where_a_link_leads(ensemble, pictures, tmp_path):
     real.write_text("old")
     link = tmp_path / "link.csv"
     link.symlink_to(real)
-    assert edgenes("predict", ensemble, pictures, "--out", link).exit_code == 0
+    run_command("predict", ensemble, pictures, "--out", link)
     assert link.is_symlink()
     assert real.read_text().startswith("file,label,")
     os.mkfifo(tmp_path / "pipe")

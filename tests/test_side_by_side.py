@@ -24,11 +24,11 @@ from edgenes.discrete import DiscreteNetwork
 from edgenes.estimator.candidates import Job, Training, _train_elsewhere, train_all
 from edgenes.estimator.card import model_card
 from edgenes.estimator.members import (
-    FitParameters,
     FittedEnsemble,
     ImageNetwork,
     member_probabilities,
 )
+from edgenes.estimator.parameters import FitParameters
 from edgenes.estimator.planning import OPERATIONS_OF_SPACES, choose_strategy, plan_fit
 from edgenes.estimator.progress import FitProgress
 from edgenes.estimator.saved import export_ensemble, load_ensemble, save_ensemble

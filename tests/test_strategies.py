@@ -17,7 +17,7 @@ from edgenes.core import EdgenesError
 from edgenes.estimator import estimator, fit
 from edgenes.estimator.candidates import Training, train_candidate
 from edgenes.estimator.fit import load_metrics, near_optimum
-from edgenes.estimator.members import FitParameters
+from edgenes.estimator.parameters import FitParameters
 from edgenes.estimator.planning import (
     HATCHING_PASSES,
     LEAST_PASSES,

@@ -766,11 +766,13 @@ def _require_all_named(
 ) -> None:
     """`EdgenesError` where a picture that is named, and not found in a folder, has no answer."""
     lost = [path for path in paths if path in faults]
-    for path in lost[:1]:
-        raise EdgenesError(
-            f"{len(lost)} of {len(paths)} pictures cannot be read, first {path} ({faults[path]}): "
-            "leave them out (`model.read(X).files` names those that can be read), or give a folder"
-        )
+    if not lost:
+        return
+    first = lost[0]
+    raise EdgenesError(
+        f"{len(lost)} of {len(paths)} pictures cannot be read, first {first} ({faults[first]}): "
+        "leave them out (`model.read(X).files` names those that can be read), or give a folder"
+    )
 
 
 def _warn_of_faults(

@@ -19,7 +19,7 @@ __all__ = ['FitParameters']
 # %% ../../nbs/estimator/parameters.ipynb #memparamscode
 _LIMITS = {
     "members": 1000,
-    "candidates": 10_000,
+    "candidates": 1000,
     "search_steps": 10**7,
     "epochs": 10**6,
     "downscale": 10_000,

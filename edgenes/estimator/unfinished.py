@@ -178,10 +178,10 @@ class Unfinished:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
         is_refused = isinstance(error, EdgenesError)
         if is_refused and self.folder is not None and not _states_in(self.folder):
-            remove_unfinished(self.folder)
+            remove_unfinished(self.folder)  # while no other process can have it
+        self.release()
 
     def _open(self, folder: Path) -> None:
         """Takes over what is there. `EdgenesError` where it is of another fit, or no fit at all."""
